@@ -1,0 +1,80 @@
+"""Text to tokens and back: a byte-level BPE plus the two tokens that Flamingo adds, `<image>` and `<EOC>`."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from flamingo_jax.errors import UserError
+
+PRE_TOKENIZERS = {  # the name a GGUF file gives -> what splits text before BPE
+  "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+  "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
+}
+
+
+class Tokenizer:
+  """A tokenizer whose special tokens are ids only: no text, however it reads, encodes to one of them.
+
+  Attributes:
+    vocabulary: the size of the language model's own vocabulary.
+    image: id of the `<image>` token, the first id after the vocabulary.
+    end_of_chunk: id of `<EOC>`, the second.
+    size: of the vocabulary and the added tokens together.
+    bos, eos: ids that begin and end a document. A GPT-2 style model knows one token for both.
+  """
+
+  def __init__(self, bpe: tokenizers.Tokenizer, bos: int, eos: int):
+    self.bpe = bpe
+    self.vocabulary = bpe.get_vocab_size(with_added_tokens=False)
+    self.image, self.end_of_chunk = self.vocabulary, self.vocabulary + 1
+    self.size = self.vocabulary + 2
+    self.bos, self.eos = bos, eos
+
+  def encode(self, text: str) -> list[int]:
+    return self.bpe.encode(text, add_special_tokens=False).ids
+
+  def decode(self, tokens: Sequence[int]) -> str:
+    """Text of the ordinary tokens among `tokens`; special ones are left out."""
+    special = {self.bos, self.eos, self.image, self.end_of_chunk}
+    return self.bpe.decode([int(token) for token in tokens if int(token) not in special], skip_special_tokens=False)
+
+  def pieces(self, tokens: Sequence[int]) -> list[str]:
+    """One string a token, special tokens by name, for people to read."""
+    names = {self.image: "<image>", self.end_of_chunk: "<EOC>", self.eos: "<EOS>", self.bos: "<BOS>"}
+    return [names.get(int(token)) or self.bpe.decode([int(token)]) for token in tokens]
+
+
+def save_bpe(directory: pathlib.Path, vocabulary: list[str], merges: list[str], pre_tokenizer: str) -> None:
+  """Writes `tokenizer.json` from the parts that a GGUF file holds.
+
+  Raises:
+    UserError: the pre-tokenizer is not one we know.
+  """
+  if pre_tokenizer not in PRE_TOKENIZERS:
+    known = ", ".join(PRE_TOKENIZERS)
+    raise UserError(f"The tokenizer's pre-tokenizer is {pre_tokenizer!r}; known are: {known}.")
+  ids = {token: index for index, token in enumerate(vocabulary)}
+  pairs = [tuple(merge.split(" ")) for merge in merges]
+  bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=pairs))
+  bpe.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre_tokenizer])
+  bpe.decoder = decoders.ByteLevel()
+  bpe.save(str(directory / "tokenizer.json"))
+
+
+def load_tokenizer(directory: str | pathlib.Path, bos: int = 0, eos: int = 0) -> Tokenizer:
+  """Opens `directory/tokenizer.json`.
+
+  Raises:
+    UserError: the file is missing or is not a tokenizer.
+  """
+  path = pathlib.Path(directory) / "tokenizer.json"
+  if not path.is_file():
+    raise UserError(f"{path}: no tokenizer there. `flamingo import` writes one beside an imported language model.")
+  try:
+    bpe = tokenizers.Tokenizer.from_str(json.dumps(json.loads(path.read_text())))
+  except ValueError as error:
+    raise UserError(f"{path}: not a tokenizer ({error}).") from error
+  return Tokenizer(bpe, bos, eos)

@@ -1,0 +1,95 @@
+"""The Perceiver Resampler: any number of visual features to a fixed number of latents."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceiverResamplerConfig:
+  """Sizes of the resampler; its width is the vision encoder's (paper, table 4)."""
+
+  layers: int = 6
+  latents: int = 64
+  heads: int = 16
+  feed_forward_multiplier: int = 4
+  frames: int = 8  # temporal embeddings; more frames than this interpolate them
+  activation: str = "squared_relu"
+
+
+class PerceiverResampler(nn.Module):
+  """Learned latents read the features of one image or video (paper, section 2.1 and figure 5).
+
+  An image is a video of one frame. Frames add a learned temporal embedding before space and time are flattened.
+  """
+
+  config: PerceiverResamplerConfig
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "B N F S V"], media_mask: Bool[Array, "B N F"]) -> Float[Array, "B N R V"]:
+    config = self.config
+    batch, slots, frames, positions, width = features.shape
+    embeddings = self.param(
+      "temporal_embeddings",
+      nn.with_logical_partitioning(nn.initializers.normal(0.02), ("frames", "embed")),
+      (config.frames, width),
+    )
+    features = features + at_frames(embeddings, frames).astype(self.dtype)[:, None, :]
+    features = features.reshape(batch * slots, frames * positions, width)
+    latents = self.param(
+      "latents",
+      nn.with_logical_partitioning(nn.initializers.normal(1.0), ("latents", "embed")),
+      (config.latents, width),
+    )
+    x = jnp.broadcast_to(latents.astype(self.dtype), (batch * slots, config.latents, width))
+    seen = jnp.repeat(media_mask.reshape(batch * slots, frames), positions, axis=-1)
+    mask = jnp.concatenate([seen, jnp.ones((batch * slots, config.latents), bool)], axis=-1)
+    mask = jnp.broadcast_to(mask[:, None, :], (batch * slots, config.latents, mask.shape[-1]))
+    layers = nn.scan(
+      ResamplerLayer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=config.layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x, _ = layers(config, self.dtype, name="layers")(x, features, mask)
+    return layer_norm(dtype=self.dtype, name="norm")(x).reshape(batch, slots, config.latents, width)
+
+
+class ResamplerLayer(nn.Module):
+  """Latents attend to the features and to themselves, then a feed-forward block; both residual."""
+
+  config: PerceiverResamplerConfig
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x, features, mask):
+    width = x.shape[-1]
+    media = layer_norm(dtype=self.dtype, name="features_norm")(features)
+    latents = layer_norm(dtype=self.dtype, name="latents_norm")(x)
+    context = jnp.concatenate([media, latents], axis=1)
+    heads = self.config.heads
+    x = x + CrossAttention(heads, width // heads, self.dtype, name="attention")(latents, context, mask)
+    normed = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
+    hidden = width * self.config.feed_forward_multiplier
+    return x + FeedForward(hidden, self.config.activation, self.dtype, name="feed_forward")(normed), None
+
+
+def at_frames(embeddings: Float[Array, "E V"], frames: int) -> Float[Array, "F V"]:
+  """The temporal embeddings of a clip: the first ones, or all of them stretched linearly over a longer clip.
+
+  The paper trains with 8 frames and tests with 30 by linear interpolation (appendix B.1.1).
+  """
+  known = embeddings.shape[0]
+  if frames <= known:
+    return embeddings[:frames]
+  places = jnp.linspace(0, known - 1, frames)
+  interpolate = jax.vmap(lambda column: jnp.interp(places, jnp.arange(known), column), in_axes=1, out_axes=1)
+  return interpolate(embeddings)

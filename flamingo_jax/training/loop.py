@@ -1,0 +1,200 @@
+"""The train loop: one for every objective, read top to bottom. Files, logs and devices are touched here only."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
+from flamingo_jax.training.checkpoints import Checkpoints
+from flamingo_jax.training.metrics import MetricsLog
+from flamingo_jax.training.objectives import Objective
+from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.progress import TrainingProgress
+from flamingo_jax.training.step import State, initial_state, make_train_step, split_shapes
+
+HostBatches = dict[str, dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When to save and how much to keep."""
+
+  every: int = 1000  # steps; the last step is always saved
+  keep: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+  """How a run goes, whatever it trains."""
+
+  total_steps: int = 500_000
+  seed: int = 0
+  trainable: tuple[str, ...] = ("^resampler/", "/gated_cross_attention/", "extra_")  # patterns of parameter paths
+  frozen_dtype: str = "bfloat16"  # of frozen parameters, stored on the devices and applied
+  evaluate_every: int = 1000  # steps; also before the first and after the last
+  optimizer: OptimizerConfig = OptimizerConfig()
+  mesh: MeshConfig = MeshConfig()
+  checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+  """What the loop needs to know of the data.
+
+  Attributes:
+    batches_from: from a step to this host's batches of it and of the steps after it; with them, what is only counted.
+    weights: of the streams' losses.
+  """
+
+  batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, float]]]]
+  weights: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """The parameters that stay: host arrays by path, and a content hash for each part they came from."""
+
+  parameters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+Evaluate = Callable[[Parameters, Mesh, bool], dict[str, float]]  # (all parameters, mesh, is baseline) -> metrics
+
+
+def train(
+  objective: Objective,
+  config: TrainingConfig,
+  feed: Feed,
+  frozen: Frozen,
+  evaluate: Evaluate,
+  workdir: pathlib.Path,
+) -> State:
+  """Trains to the last step, from the newest checkpoint of `workdir` if it has one.
+
+  Raises:
+    UserError: frozen parameters do not fit the model, or are not those of the checkpoint.
+  """
+  mesh = make_mesh(config.mesh)
+  optimizer = make_optimizer(config.optimizer, config.total_steps)
+  rate = learning_rate(config.optimizer, config.total_steps)
+  step_function = jax.jit(make_train_step(objective, optimizer, rate, feed.weights), donate_argnums=0)
+  with mesh:
+    held = place_frozen(objective, frozen, mesh, config)
+    state = initial_state(objective, optimizer, mesh, config.trainable, config.seed)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+    start = checkpoints.latest() or 0
+    if start:
+      state = checkpoints.restore(start, state, frozen.hashes)
+    log = MetricsLog(workdir, start)
+    with TrainingProgress(objective.name, config.total_steps, start) as progress:
+      progress.say(opening(objective, config, mesh, state, held, start))
+      extra = {} if start else prefixed("baseline", evaluate({**state.trainable, **held}, mesh, True))
+      batches = feed.batches_from(start)
+      for step in range(start + 1, config.total_steps + 1):
+        began = time.perf_counter()
+        host_batches, counts = next(batches)
+        waited = time.perf_counter() - began
+        state, device_metrics = step_function(
+          state, held, {name: global_batch(batch, mesh) for name, batch in host_batches.items()}
+        )
+        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        metrics |= counts | timing(host_batches, began, waited) | extra
+        extra = {}
+        if step % config.evaluate_every == 0 or step == config.total_steps:
+          metrics |= evaluate({**state.trainable, **held}, mesh, False)
+        log.write(step, metrics)
+        progress.update(step, metrics)
+        if step % config.checkpoint.every == 0 or step == config.total_steps:
+          checkpoints.save(step, state, frozen.hashes)
+    checkpoints.close()
+    log.close()
+  return state
+
+
+def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: TrainingConfig) -> Parameters:
+  """Puts the frozen parameters on the devices, in `frozen_dtype`.
+
+  Raises:
+    UserError: parameters that are missing, left over, or of another shape, all at once.
+  """
+  _, expected, shardings = split_shapes(objective, mesh, config.trainable)
+  check_parameters(expected, frozen.parameters)
+  dtype = jax.numpy.dtype(config.frozen_dtype)
+  return {path: jax.device_put(frozen.parameters[path].astype(dtype), shardings[path]) for path in expected}
+
+
+def check_parameters(expected: dict, found: dict[str, np.ndarray]) -> None:
+  """Compares frozen parameters with the model's, and names everything that does not fit."""
+  faults = [f"  {path} {shape.shape}: missing" for path, shape in expected.items() if path not in found]
+  faults += [f"  {path} {array.shape}: not in the model" for path, array in found.items() if path not in expected]
+  faults += [
+    f"  {path}: the model has {shape.shape}, the frozen weights {found[path].shape}"
+    for path, shape in expected.items()
+    if path in found and found[path].shape != shape.shape
+  ]
+  if faults:
+    raise UserError("The frozen weights do not fit the model:\n" + "\n".join(faults))
+
+
+def timing(batches: HostBatches, began: float, waited: float) -> dict[str, float]:
+  """Tokens of the step (padding left out), its seconds, and how many of them went by waiting for input."""
+  tokens = sum(int((batch["segments"] > 0).sum()) for batch in batches.values()) * jax.process_count()
+  seconds = time.perf_counter() - began
+  return dict(tokens=tokens, seconds=seconds, tokens_per_second=tokens / seconds, input_wait=waited / seconds)
+
+
+def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+  return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def opening(
+  objective: Objective, config: TrainingConfig, mesh: Mesh, state: State, held: Parameters, start: int
+) -> str:
+  """One line on what is about to run."""
+  trained = sum(array.size for array in state.trainable.values())
+  kept = sum(array.size for array in held.values())
+  devices = f"{mesh.size} {jax.devices()[0].platform} device" + ("s" if mesh.size > 1 else "")
+  begin = f"from step {start} of {config.total_steps}" if start else f"{config.total_steps} steps"
+  return f"{objective.name}: {trained / 1e6:.1f}M trained, {kept / 1e6:.1f}M frozen parameters on {devices}, {begin}"
+
+
+def claim_workdir(workdir: pathlib.Path, config: dict) -> None:
+  """Writes the config into a new work directory, or checks that the directory belongs to it.
+
+  Raises:
+    UserError: the directory holds a run of another config; every difference is named.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    differences = differing(json.loads(path.read_text()), json.loads(json.dumps(config)))
+    if differences:
+      raise UserError(
+        f"{workdir} belongs to another config:\n" + "\n".join(differences) + "\nChoose another --workdir."
+      )
+    return
+  unfinished = workdir / "config.json.new"
+  if workdir.exists() and any(entry != unfinished for entry in workdir.iterdir()):
+    raise UserError(f"{workdir}: not empty, and not the work directory of a run (no config.json). Choose another.")
+  workdir.mkdir(parents=True, exist_ok=True)
+  unfinished.write_text(json.dumps(config, indent=2))
+  unfinished.replace(path)
+
+
+def differing(there: dict, here: dict, prefix: str = "") -> list[str]:
+  """Field by field, what two configs disagree on."""
+  lines = []
+  for name in sorted(there.keys() | here.keys()):
+    left, right = there.get(name, "(absent)"), here.get(name, "(absent)")
+    if isinstance(left, dict) and isinstance(right, dict):
+      lines += differing(left, right, f"{prefix}{name}.")
+    elif left != right:
+      lines.append(f"  {prefix}{name}: {left!r} there, {right!r} here")
+  return lines

@@ -1,0 +1,74 @@
+"""What is minimized. An objective is a pair of pure functions; the loop does not know which one it runs."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, symmetric_loss
+from flamingo_jax.models.contrastive import initialize as initialize_contrastive
+from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, log_likelihoods, next_token_loss
+from flamingo_jax.models.flamingo import initialize as initialize_flamingo
+from flamingo_jax.models.parameters import Parameters, nested
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """A loss before its mean is taken, so that means have global denominators.
+
+  Attributes:
+    total: summed over what it is a mean of, float32.
+    weight: the sum of the weights; 0 when a whole stream has nothing to learn from.
+    parts: further (total, weight) pairs that are only reported.
+  """
+
+  total: jax.Array
+  weight: jax.Array
+  parts: dict[str, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """`initialize(key)` gives all parameters, boxed with logical axes; `loss(parameters, batch)` a Loss."""
+
+  name: str
+  initialize: Callable[[jax.Array], dict]
+  loss: Callable[[Parameters, dict[str, jax.Array]], Loss]
+
+
+def mean(total: jax.Array, weight: jax.Array) -> jax.Array:
+  """total / weight, and exactly 0 (with gradient 0) where there is no weight."""
+  return jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)
+
+
+def means(parts: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+  return {name: mean(total, weight) for name, (total, weight) in parts.items()}
+
+
+def flamingo_objective(config: FlamingoConfig) -> Objective:
+  """Next-token negative log-likelihood given the media (paper, equation 1)."""
+  model = Flamingo(config)
+
+  def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
+    logits = model.apply(nested(parameters), batch)
+    total, weight = next_token_loss(logits, batch["tokens"], batch["loss_weights"])
+    ordinary = batch["loss_weights"] * (batch["tokens"] < config.language.vocabulary)
+    text = ordinary[:, 1:]
+    text_total = -(log_likelihoods(logits, batch["tokens"]) * text).sum()
+    return Loss(total, weight, {"text_loss": (text_total, text.sum())})
+
+  return Objective("flamingo", lambda key: initialize_flamingo(config, key), loss)
+
+
+def contrastive_objective(config: ContrastiveConfig) -> Objective:
+  """Symmetric image-text contrast over the batch (paper, appendix B.1.3)."""
+  model = Contrastive(config)
+
+  def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
+    images, texts, temperature = model.apply(nested(parameters), batch)
+    paired = batch["media_mask"][:, 0, 0] & (batch["loss_weights"].sum(axis=1) > 0)
+    total, weight, right = symmetric_loss(images, texts, temperature, paired)
+    return Loss(total, weight, {"retrieval": (right, weight), "temperature": (temperature, jnp.ones(()))})
+
+  return Objective("contrastive", lambda key: initialize_contrastive(config, key), loss)

@@ -1,0 +1,120 @@
+"""One update: the gradients of all streams accumulate, are clipped once, and move the trainable parameters."""
+
+import re
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.parameters import Parameters, flat
+from flamingo_jax.parallel.mesh import parameter_shardings, replicated
+from flamingo_jax.training.objectives import Objective, mean, means
+
+
+@flax.struct.dataclass
+class State:
+  """What a checkpoint holds: updates done, trainable parameters, optimizer state; all float32 but the step."""
+
+  step: jax.Array
+  trainable: Parameters
+  optimizer_state: optax.OptState
+
+
+def is_trainable(path: str, patterns: tuple[str, ...]) -> bool:
+  return any(re.search(pattern, path) for pattern in patterns)
+
+
+def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...]):
+  """Shapes and shardings of the two parameter trees, nothing allocated.
+
+  Returns:
+    (trainable shapes, frozen shapes, shardings of both), each by path.
+
+  Raises:
+    UserError: a pattern that names no parameter.
+  """
+  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  shapes, shardings = flat(boxed), parameter_shardings(boxed, mesh)
+  for pattern in patterns:
+    if not any(re.search(pattern, path) for path in shapes):
+      raise UserError(f"trainable: the pattern {pattern!r} names no parameter. They start with: {first_names(shapes)}.")
+  trainable = {path: shape for path, shape in shapes.items() if is_trainable(path, patterns)}
+  frozen = {path: shape for path, shape in shapes.items() if path not in trainable}
+  return trainable, frozen, shardings
+
+
+def first_names(shapes: dict) -> str:
+  return ", ".join(sorted({path.split("/")[0] for path in shapes}))
+
+
+def initial_state(
+  objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, patterns: tuple[str, ...], seed: int
+) -> State:
+  """A fresh state, made where it will live. Parameters that are not trainable are never computed."""
+
+  def trainable_only(key: jax.Array) -> Parameters:
+    everything = flat(objective.initialize(key))
+    return {path: array for path, array in everything.items() if is_trainable(path, patterns)}
+
+  shapes, _, shardings = split_shapes(objective, mesh, patterns)
+  placement = {path: shardings[path] for path in shapes}
+  trainable = jax.jit(trainable_only, out_shardings=placement)(jax.random.key(seed))
+  slots = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, shapes, placement, mesh))(trainable)
+  return State(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), trainable, slots)
+
+
+def optimizer_shardings(
+  optimizer: optax.GradientTransformation, shapes: Parameters, placement: dict[str, NamedSharding], mesh: Mesh
+):
+  """Optimizer slots lie where their parameters lie; counters are everywhere."""
+  slots = jax.eval_shape(optimizer.init, shapes)
+  return optax.tree_map_params(
+    optimizer, lambda _, sharding: sharding, slots, placement, transform_non_params=lambda _: replicated(mesh)
+  )
+
+
+def make_train_step(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  rate: optax.Schedule,
+  weights: dict[str, float],
+) -> Callable[[State, Parameters, dict[str, dict[str, jax.Array]]], tuple[State, dict[str, jax.Array]]]:
+  """The update of one step from one batch of every stream (paper, section 2.4 and equation 2).
+
+  Args:
+    objective: what is minimized.
+    optimizer: from `make_optimizer`.
+    rate: the schedule it was made with, for the log.
+    weights: of the streams' mean losses in the sum.
+
+  Returns:
+    A function (state, frozen, batches) -> (state, metrics); jit it. Gradients are taken of `state.trainable` only.
+  """
+
+  def stream_loss(trainable: Parameters, frozen: Parameters, batch: dict, weight: float):
+    loss = objective.loss({**trainable, **frozen}, batch)
+    value = mean(loss.total, loss.weight)
+    return weight * value, {"loss": value, "loss_weight": loss.weight, **means(loss.parts)}
+
+  def train_step(state: State, frozen: Parameters, batches: dict[str, dict[str, jax.Array]]):
+    total, gradients = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable)
+    metrics = {}
+    for name, batch in batches.items():
+      # The barrier puts streams one after another: side by side they would hold all their activations at once.
+      trainable, gradients = jax.lax.optimization_barrier((state.trainable, gradients))
+      (value, parts), gradient = jax.value_and_grad(stream_loss, has_aux=True)(trainable, frozen, batch, weights[name])
+      total, gradients = total + value, jax.tree.map(jnp.add, gradients, gradient)
+      metrics |= {f"{part}/{name}": number for part, number in parts.items()}
+    updates, slots = optimizer.update(gradients, state.optimizer_state, state.trainable)
+    metrics |= {
+      "loss": total,
+      "gradient_norm": optax.global_norm(gradients),
+      "learning_rate": rate(state.step),
+    }
+    return State(state.step + 1, optax.apply_updates(state.trainable, updates), slots), metrics
+
+  return train_step

@@ -1,0 +1,124 @@
+"""The command `flamingo`. Each verb imports what it needs when it runs, so that `--help` is quick."""
+
+import argparse
+import sys
+
+from absl import logging
+
+from flamingo_jax import __version__
+from flamingo_jax.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one verb; what the user can mend is printed as one message, without a stack trace."""
+  given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
+  options = make_parser().parse_args(given)
+  options.overrides = overrides
+  logging.set_verbosity(logging.ERROR)  # Orbax and TensorBoard warn of what is meant
+  try:
+    options.run(options)
+  except UserError as error:
+    print(f"flamingo {options.verb}: {error}", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print(f"flamingo {options.verb}: interrupted; run the same command again to continue.", file=sys.stderr)
+    return 130
+  return 0
+
+
+def take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Separates `--config.field=value` and `--config.field value` from the other arguments."""
+  rest, overrides = [], {}
+  remaining = iter(arguments)
+  for argument in remaining:
+    if not argument.startswith("--config."):
+      rest.append(argument)
+      continue
+    name, equals, value = argument.removeprefix("--config.").partition("=")
+    overrides[name] = value if equals else next(remaining, "")
+  return rest, overrides
+
+
+def make_parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(prog="flamingo", description="Flamingo-style visual language models in JAX.")
+  parser.add_argument("--version", action="version", version=f"flamingo_jax {__version__}")
+  verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+  quickstart = add(
+    verbs, run_quickstart, "quickstart", "real data, a vision encoder and a Flamingo trained on it, and a report",
+    "flamingo quickstart --data=data/quickstart --workdir=runs/quickstart",
+  )  # fmt: skip
+  quickstart.add_argument("--data", default="data/quickstart", help="where downloads and streams go (%(default)s)")
+  quickstart.add_argument("--workdir", default="runs/quickstart", help="where both runs go (%(default)s)")
+  quickstart.add_argument("--prepare-only", action="store_true", help="stop when the data is ready")
+
+  train = add(
+    verbs, run_train, "train", "train what a config describes, or go on with it",
+    "flamingo train --config=configs/quickstart.py --workdir=runs/mine --config.optimizer.learning_rate=5e-4",
+  )  # fmt: skip
+  train.add_argument("--config", required=True, help="a Python file with get_config()")
+  train.add_argument("--workdir", required=True, help="a new folder, or that of the run to go on with")
+
+  generate = add(
+    verbs, run_generate, "generate", "continue a prompt with a trained model",
+    'flamingo generate --workdir=runs/quickstart/flamingo --prompt="<image>Output:" --image=a.png',
+  )  # fmt: skip
+  generate.add_argument("--workdir", required=True, help="of a trained Flamingo")
+  generate.add_argument("--prompt", required=True, help="text, with <image> where a medium stands")
+  generate.add_argument("--image", action="append", default=[], help="a picture or video; once for each <image>")
+  generate.add_argument("--new-tokens", type=int, default=32, help="how many to write at most (%(default)s)")
+
+  report = add(
+    verbs, run_report, "report", "write a run's report, one HTML page",
+    "flamingo report runs/quickstart/flamingo",
+  )  # fmt: skip
+  report.add_argument("workdir", help="of a run")
+
+  importer = add(
+    verbs, run_import, "import", "read a foreign checkpoint into a model folder",
+    "flamingo import --from=gguf --path=model.gguf --out=models/smollm2",
+  )  # fmt: skip
+  importer.add_argument("--from", dest="format", required=True, choices=["gguf"], help="what kind of file it is")
+  importer.add_argument("--path", required=True, help="the file")
+  importer.add_argument("--out", required=True, help="the folder to write")
+  return parser
+
+
+def add(verbs, run, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+  verb = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+  verb.set_defaults(run=run)
+  return verb
+
+
+def run_quickstart(options) -> None:
+  from launch.quickstart import quickstart
+
+  quickstart(options.data, options.workdir, options.overrides, prepare_only=options.prepare_only)
+
+
+def run_train(options) -> None:
+  from launch.train import train_config
+
+  train_config(options.config, options.overrides, options.workdir)
+
+
+def run_generate(options) -> None:
+  from launch.generate import continue_prompt
+
+  print(continue_prompt(options.workdir, options.prompt, options.image, options.new_tokens))
+
+
+def run_report(options) -> None:
+  from launch.reporting import write_report
+
+  print(write_report(options.workdir))
+
+
+def run_import(options) -> None:
+  from launch.importing import import_gguf
+
+  import_gguf(options.path, options.out)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,291 @@
+"""A config made real: the objective, the frozen parts, the streams. What train, generate and report share."""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from data_pipelines.media import CAUSES
+from data_pipelines.shards import open_shards
+from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.held_out import evaluate_contrastive, evaluate_flamingo
+from flamingo_jax.interop.model_folder import content_hash, load_model
+from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.language.decoder import gated_layers, group_layers
+from flamingo_jax.models.parameters import flat
+from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
+from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
+from flamingo_jax.training.optimizer import check_optimizer
+from flamingo_jax.training.step import is_trainable
+from launch.config import build, join, unknown
+
+MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenConfig:
+  """Where the frozen parts come from: a model folder, a finished run's work directory, or "random"."""
+
+  vision: str = ""
+  language: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+  """A folder with tokenizer.json, and which of its ids begin and end a document."""
+
+  path: str
+  bos: int = 0
+  eos: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+  """How much held-out data an evaluation reads, and how many samples of a stream the report shows."""
+
+  batches: int = 4
+  samples: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A checked config. Nothing is read and nothing allocated until one of its methods is called."""
+
+  raw: dict
+  name: str  # of the objective
+  model: FlamingoConfig | ContrastiveConfig
+  training: TrainingConfig
+  frozen_config: FrozenConfig
+  tokenizer_config: TokenizerConfig
+  evaluation: EvaluationConfig
+  stream_configs: dict[str, StreamConfig]
+
+  def objective(self) -> Objective:
+    if isinstance(self.model, FlamingoConfig):
+      return flamingo_objective(self.model)
+    return contrastive_objective(self.model)
+
+  def tokenizer(self) -> Tokenizer:
+    """Opens the tokenizer, and checks that the model has a row for each of its tokens."""
+    config = self.tokenizer_config
+    tokenizer = load_tokenizer(config.path, config.bos, config.eos)
+    described = self.model.language if isinstance(self.model, FlamingoConfig) else self.model
+    rows = described.vocabulary
+    if rows != tokenizer.vocabulary:
+      raise UserError(
+        f"model: its vocabulary has {rows} rows, but the tokenizer at {config.path} has {tokenizer.vocabulary} tokens."
+      )
+    return tokenizer
+
+  def streams(self, split: str, *, training: bool) -> dict[str, Stream]:
+    """Opens every stream's `train` or `heldout` shards."""
+    tokenizer = self.tokenizer()
+    return {
+      name: Stream(
+        config=config,
+        shards=open_shards(pathlib.Path(config.source) / split),
+        tokenizer=tokenizer,
+        image_size=self.model.vision.image_size,
+        seed=self.training.seed,
+        training=training,
+      )
+      for name, config in self.stream_configs.items()
+    }
+
+  def feed(self) -> Feed:
+    """The training streams, as the loop takes them."""
+    streams = self.streams("train", training=True)
+
+    def batches_from(step: int):
+      hosts = dict(host=jax.process_index(), hosts=jax.process_count())
+      for batches in mixture(streams, step, **hosts):
+        yield split_faults(batches)
+
+    return Feed(batches_from, {name: config.weight for name, config in self.stream_configs.items()})
+
+  def evaluate(self):
+    """The evaluation that belongs to the objective."""
+    held_out = {name: self.some_batches(stream) for name, stream in self.streams("heldout", training=False).items()}
+    if not isinstance(self.model, FlamingoConfig):
+      return evaluate_contrastive(self.objective(), held_out)
+    seen = {name: self.some_batches(stream) for name, stream in self.streams("train", training=False).items()}
+    return evaluate_flamingo(self.objective(), self.model, held_out, seen)
+
+  def some_batches(self, stream: Stream) -> list[Batch]:
+    """The first batches of a stream; at most all of its records, once."""
+    size = stream.config.batch_size
+    whole = min(self.evaluation.batches, max(len(stream.shards) // size, 1))
+    hosts = dict(host=jax.process_index(), hosts=jax.process_count())
+    return [strip(batch) for batch in itertools.islice(stream.batches(0, **hosts), whole)]
+
+  def frozen(self) -> Frozen:
+    """Reads the frozen parts and lays them out for the model.
+
+    Raises:
+      UserError: a part is missing, or was made for another architecture.
+    """
+    parts = dict(language=("text/embeddings", self.frozen_embeddings))
+    if isinstance(self.model, FlamingoConfig):
+      parts = dict(vision=("vision/", self.frozen_vision), language=("language/", self.frozen_language))
+    parameters, hashes = {}, {}
+    for part, (prefix, read) in parts.items():
+      source = getattr(self.frozen_config, part)
+      found, hashes[part] = self.random_part(prefix) if source == "random" else read(source)
+      parameters |= found
+    return Frozen(parameters, hashes)
+
+  def frozen_vision(self, source: str) -> tuple[dict[str, np.ndarray], str]:
+    """The vision tower of a finished contrastive run."""
+    trained, _, _ = load_trainable(source)
+    described = json.loads((pathlib.Path(source) / "config.json").read_text())
+    check_architecture(source, "model.vision", described["model"]["vision"], dataclasses.asdict(self.model.vision))
+    vision = {path: np.asarray(array) for path, array in trained.items() if path.startswith("vision/")}
+    return vision, content_hash(vision)
+
+  def frozen_language(self, source: str) -> tuple[dict[str, np.ndarray], str]:
+    """An imported language model, its layers cut into the groups between gated layers."""
+    stored, described = load_model(source)
+    ours = dataclasses.asdict(self.model.language)
+    check_architecture(source, "model.language", described["config"] | {"extra_tokens": ours["extra_tokens"]}, ours)
+    stacked = {path.removeprefix("layers/"): array for path, array in stored.items() if path.startswith("layers/")}
+    whole = {path: array for path, array in stored.items() if not path.startswith("layers/")}
+    grouped = group_layers(stacked, self.model.language.layers, self.model.cross_attention)
+    return {f"language/{path}": array for path, array in (whole | grouped).items()}, described["hash"]
+
+  def frozen_embeddings(self, source: str) -> tuple[dict[str, np.ndarray], str]:
+    """The token embeddings of an imported language model, for the text tower."""
+    stored, _ = load_model(source)
+    embeddings = {"text/embeddings": stored["embeddings"]}
+    return embeddings, content_hash(embeddings)
+
+  def random_part(self, prefix: str) -> tuple[dict[str, np.ndarray], str]:
+    """Fresh parameters below a prefix, for tests of the machinery."""
+    initialize = jax.jit(lambda key: flat(self.objective().initialize(key)))
+    everything = jax.device_get(initialize(jax.random.key(self.training.seed)))
+    chosen = {
+      path: array
+      for path, array in everything.items()
+      if path.startswith(prefix) and not is_trainable(path, self.training.trainable)
+    }
+    return chosen, content_hash(chosen)
+
+
+def read_experiment(config: dict, where: str) -> Experiment:
+  """Checks a whole config and builds its dataclasses.
+
+  Args:
+    config: what `load_config` returned.
+    where: the file, for messages.
+
+  Raises:
+    UserError: every fault of the config, one a line.
+  """
+  faults: list[str] = []
+  name = config.get("objective", "(absent)")
+  if name not in MODELS:
+    raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
+  training_fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+  others = {"objective", "model", "frozen", "tokenizer", "evaluation", "streams"}
+  faults += [unknown("", field, training_fields | others) for field in config if field not in training_fields | others]
+  training = build(TrainingConfig, {k: v for k, v in config.items() if k in training_fields}, "", faults)
+  model = build(MODELS[name], config.get("model", {}), "model", faults)
+  frozen = build(FrozenConfig, config.get("frozen", {}), "frozen", faults)
+  tokenizer = build(TokenizerConfig, config.get("tokenizer", {}), "tokenizer", faults)
+  evaluation = build(EvaluationConfig, config.get("evaluation", {}), "evaluation", faults)
+  given = config.get("streams", {})
+  streams = {stream: build(StreamConfig, fields, join("streams", stream), faults) for stream, fields in given.items()}
+  if not faults:
+    experiment = Experiment(config, name, model, training, frozen, tokenizer, evaluation, streams)
+    faults += check(experiment)
+  if faults:
+    raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
+  return experiment
+
+
+def check(experiment: Experiment) -> list[str]:
+  """Faults that only show when settings are held against one another."""
+  training, model = experiment.training, experiment.model
+  faults = check_optimizer(training.optimizer, training.total_steps)
+  for field in ("total_steps", "evaluate_every"):
+    if getattr(training, field) < 1:
+      faults.append(f"{field} is {getattr(training, field)}; it is at least 1.")
+  if training.checkpoint.every < 1:
+    faults.append(f"checkpoint.every is {training.checkpoint.every}; it is at least 1.")
+  if not experiment.frozen_config.language:
+    faults.append("frozen.language is empty; it names a model folder, such as `flamingo import` writes.")
+  if not experiment.stream_configs:
+    faults.append("streams: none given; a run reads at least one.")
+  for name, stream in experiment.stream_configs.items():
+    faults += check_stream(name, stream)
+  if model.vision.image_size % model.vision.patch_size:
+    faults.append(
+      f"model.vision.patch_size is {model.vision.patch_size}, which does not divide its image_size "
+      f"{model.vision.image_size}."
+    )
+  return faults + (check_flamingo(experiment) if isinstance(model, FlamingoConfig) else check_contrastive(experiment))
+
+
+def check_flamingo(experiment: Experiment) -> list[str]:
+  faults = []
+  model = experiment.model
+  if not experiment.frozen_config.vision:
+    faults.append("frozen.vision is empty; it names the work directory of a finished contrastive run.")
+  if model.language.extra_tokens != 2:
+    faults.append(f"model.language.extra_tokens is {model.language.extra_tokens}; Flamingo adds 2: <image> and <EOC>.")
+  every, offset, layers = model.cross_attention.every, model.cross_attention.offset, model.language.layers
+  if every < 1 or offset < 0 or not gated_layers(layers, model.cross_attention):
+    faults.append(f"model.cross_attention: every={every}, offset={offset} puts no layer among {layers}.")
+  if model.vision.width % model.resampler.heads:
+    faults.append(
+      f"model.resampler.heads is {model.resampler.heads}, which does not divide the vision encoder's width "
+      f"{model.vision.width}."
+    )
+  for name, stream in experiment.stream_configs.items():
+    if stream.frames > model.resampler.frames:
+      faults.append(
+        f"streams.{name}.frames is {stream.frames}, but the resampler has {model.resampler.frames} temporal "
+        f"embeddings. Set streams.{name}.frames={model.resampler.frames} or model.resampler.frames={stream.frames}."
+      )
+  return faults
+
+
+def check_contrastive(experiment: Experiment) -> list[str]:
+  faults = []
+  for name, stream in experiment.stream_configs.items():
+    if stream.layout != "pairs":
+      faults.append(f"streams.{name}.layout is {stream.layout!r}; contrastive training reads 'pairs'.")
+    if stream.length > experiment.model.length:
+      faults.append(f"streams.{name}.length is {stream.length}, but model.length is {experiment.model.length}.")
+  return faults
+
+
+def check_architecture(source: str, group: str, stored: dict, ours: dict) -> None:
+  """Raises UserError when a frozen part was made with other settings than the config says."""
+  faults = [
+    f"  {group}.{field} is {ours.get(field)!r}, the frozen weights were made with {stored.get(field)!r}"
+    for field in sorted(stored.keys() | ours.keys())
+    if stored.get(field) != ours.get(field)
+  ]
+  if faults:
+    raise UserError(f"{source}: does not fit the config:\n" + "\n".join(faults))
+
+
+def split_faults(batches: dict[str, Batch]) -> tuple[dict[str, Batch], dict[str, float]]:
+  """Takes what was skipped out of the batches, as metrics by stream and cause."""
+  counts = {}
+  for name, batch in batches.items():
+    for cause, number in zip(CAUSES, batch["faults"].sum(axis=0), strict=True):
+      if number:
+        counts[f"skipped/{name}/{cause}"] = int(number)
+  return {name: strip(batch) for name, batch in batches.items()}, counts
+
+
+def strip(batch: Batch) -> Batch:
+  return {name: array for name, array in batch.items() if name != "faults"}

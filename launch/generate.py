@@ -1,0 +1,74 @@
+"""`flamingo generate`: a prompt, pictures, and what a trained model writes after them."""
+
+import json
+import pathlib
+
+import jax
+
+from data_pipelines.prompts import prompt_batch
+from data_pipelines.tokenizer import Tokenizer
+from flamingo_jax.errors import UserError
+from flamingo_jax.inference.generate import generate
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.training.checkpoints import check_frozen, load_trainable
+from launch.experiment import Experiment, read_experiment
+
+
+def open_run(workdir: str | pathlib.Path) -> Experiment:
+  """The experiment that a work directory belongs to.
+
+  Raises:
+    UserError: it is not a work directory.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.is_file():
+    raise UserError(f"{path}: missing. Give the work directory of a `flamingo train` run.")
+  return read_experiment(json.loads(path.read_text()), str(path))
+
+
+def trained_parameters(experiment: Experiment, workdir: str | pathlib.Path) -> Parameters:
+  """All parameters of a run's newest checkpoint, on the default device.
+
+  Raises:
+    UserError: there is no checkpoint, or the frozen parts have changed since.
+  """
+  trainable, _, hashes = load_trainable(workdir)
+  frozen = experiment.frozen()
+  check_frozen(pathlib.Path(workdir), hashes, frozen.hashes)
+  dtype = experiment.training.frozen_dtype
+  kept = {path: array.astype(dtype) for path, array in frozen.parameters.items()}
+  return jax.device_put({**trainable, **kept})
+
+
+def continue_prompt(workdir: str, prompt: str, images: list[str], new_tokens: int) -> str:
+  """The text that the model of a work directory writes after a prompt."""
+  experiment = open_run(workdir)
+  if not isinstance(experiment.model, FlamingoConfig):
+    raise UserError(f"{workdir}: holds a {experiment.name} run; text comes from a flamingo one.")
+  if new_tokens < 1:
+    raise UserError(f"--new-tokens is {new_tokens}; it is at least 1.")
+  tokenizer = experiment.tokenizer()
+  batch = prompt_batch(
+    prompt,
+    images,
+    tokenizer,
+    image_size=experiment.model.vision.image_size,
+    frames=experiment.model.resampler.frames,
+    frames_per_second=video_rate(experiment),
+  )
+  parameters = trained_parameters(experiment, workdir)
+  (tokens,) = write(experiment.model, parameters, batch, tokenizer, new_tokens)
+  return tokenizer.decode(tokens).strip()
+
+
+def video_rate(experiment: Experiment) -> float:
+  """Frames a second as the run's videos had them; 1 where it read none (paper, appendix A.3.2)."""
+  rates = [config.frames_per_second for config in experiment.stream_configs.values() if config.medium == "video"]
+  return rates[0] if rates else 1.0
+
+
+def write(model: FlamingoConfig, parameters: Parameters, batch: dict, tokenizer: Tokenizer, new_tokens: int):
+  """Greedy tokens of each row, up to `<EOC>` or the end of the document."""
+  stop = (tokenizer.end_of_chunk, tokenizer.eos)
+  return generate(model, parameters, batch, new_tokens=new_tokens, stop=stop, forbidden=(tokenizer.image,))

@@ -1,0 +1,58 @@
+"""Packaging: the core trains on arrays; everything else is an extra (docs/dependencies.md says why each is here)."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+here = pathlib.Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "flamingo_jax/__init__.py").read_text()).group(1)
+
+extras = {
+  "data": [
+    "tensorflow-cpu>=2.16; platform_machine == 'x86_64' and sys_platform == 'linux'",
+    "tensorflow>=2.16; platform_machine != 'x86_64' or sys_platform != 'linux'",
+    "tensorflow-datasets>=4.9.7",
+    "array_record>=0.6",
+    "av>=12",
+    "beautifulsoup4>=4.12",
+    "lxml>=5",
+    "pillow>=10",
+    "tokenizers>=0.19",
+  ],
+  "gguf": ["gguf>=0.10"],
+  "report": ["bokeh>=3.4", "jinja2>=3.1", "pillow>=10"],
+  "tpu": ["jax[tpu]"],
+  "gpu": ["jax[cuda12]"],
+}
+extras["quickstart"] = extras["data"] + extras["gguf"] + extras["report"]
+extras["peers"] = ["transformers>=4.45,<5", "torch>=2.2"]
+extras["dev"] = extras["quickstart"] + ["beartype>=0.18", "hypothesis>=6", "pytest>=8", "ruff>=0.6"]
+
+setup(
+  name="flamingo_jax",
+  version=version,
+  description="Flamingo-style visual language models in JAX, from a laptop to a TPU pod",
+  long_description=(here / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["flamingo_jax*", "configs*", "data_pipelines*", "launch*"]),
+  package_data={"launch": ["*.html.j2", "report/*.html.j2"], "flamingo_jax": ["py.typed"]},
+  install_requires=[
+    "absl-py>=2",
+    "chex>=0.1.86",
+    "flax>=0.10",
+    "jax>=0.7",
+    "jaxtyping>=0.2.30",
+    "ml_collections>=0.1.1",
+    "numpy>=1.26",
+    "optax>=0.2.3",
+    "orbax-checkpoint>=0.11",
+    "rich>=13",
+    "safetensors>=0.4",
+    "tensorboardX>=2.6",
+  ],
+  extras_require=extras,
+  entry_points={"console_scripts": ["flamingo=launch.cli:main"]},
+)
