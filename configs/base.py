@@ -46,6 +46,7 @@ def stream(**changes) -> dict:
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
     flip=False,  # left-right flips; off where pictures show text
     colour=0.0,  # strength of the colour jitter, 0 to 1
+    crop=1.0,  # images: the smallest share of each side that a random crop keeps; 1: no crop
   )
   return defaults | changes
 

@@ -18,7 +18,7 @@ def get_config():
   config.evaluation.batches = 1
   config.streams = dict(
     captions=base.stream(
-      source="data/quickstart/streams/captions", layout="pairs", batch_size=96, length=24, colour=0.2
+      source="data/quickstart/streams/captions", layout="pairs", batch_size=96, length=24, colour=0.3, crop=0.5
     ),
   )
   return config

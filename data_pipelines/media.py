@@ -1,5 +1,6 @@
 """Encoded bytes to pixels: pictures by Pillow, videos by PyAV. Everything that is wrong with them has a name."""
 
+import dataclasses
 import functools
 import io
 
@@ -22,7 +23,22 @@ class MediaError(Exception):
     self.cause = cause
 
 
-def decode_image(encoded: bytes, size: int) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Crop:
+  """A part of a picture, of the same aspect: `side` of its width and height, at `x` and `y` of what is left over."""
+
+  side: float
+  x: float
+  y: float
+
+  def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower pixel."""
+    kept = max(round(width * self.side), 1), max(round(height * self.side), 1)
+    left, upper = int(self.x * (width - kept[0] + 1)), int(self.y * (height - kept[1] + 1))
+    return left, upper, left + kept[0], upper + kept[1]
+
+
+def decode_image(encoded: bytes, size: int, crop: Crop | None = None) -> np.ndarray:
   """A picture of any format as uint8 [size, size, 3]: aspect kept, transparency on white, padded with the mean.
 
   Raises:
@@ -30,8 +46,10 @@ def decode_image(encoded: bytes, size: int) -> np.ndarray:
   """
   try:
     with Image.open(io.BytesIO(encoded)) as image:
-      image.draft("RGB", (size, size))  # a JPEG decodes at the nearest larger fraction of its size
-      return fit(flatten(ImageOps.exif_transpose(image)), size)
+      if crop is None:
+        image.draft("RGB", (size, size))  # a JPEG decodes at the nearest larger fraction of its size
+      upright = flatten(ImageOps.exif_transpose(image))
+      return fit(upright if crop is None else upright.crop(crop.box(*upright.size)), size)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     raise MediaError("broken_image", str(error)) from error
 

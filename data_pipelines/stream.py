@@ -1,8 +1,8 @@
 """A stream: from stored records to an endless sequence of batches, where batch s is a function of (seed, s) alone.
 
 Record positions count up forever; position p is place p mod n of epoch p div n, and each epoch is a seeded permutation
-computed in O(1). Randomness of windows and augmentation is keyed by (seed, position). Nothing has to be saved to resume,
-and a host reads its own rows of the global batch without knowing how many other hosts there are.
+computed in O(1). Randomness of windows and augmentation is keyed by (seed, position). Nothing has to be saved to
+resume, and a host reads its own rows of the global batch without knowing how many other hosts there are.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from data_pipelines.media import CAUSES, MediaError, decode_clip, decode_image, jitter
+from data_pipelines.media import CAUSES, Crop, MediaError, decode_clip, decode_image, jitter
 from data_pipelines.schema import Example, parse
 from data_pipelines.sequences import Row, page_row, pair_row
 from data_pipelines.shards import Shards
@@ -37,6 +37,7 @@ class StreamConfig:
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
   flip: bool = False  # left-right flips; off where pictures show text
   colour: float = 0.0  # strength of the colour jitter, 0 to 1
+  crop: float = 1.0  # images: the smallest share of each side that a random crop keeps; 1: no crop
 
 
 def check_stream(name: str, config: StreamConfig) -> list[str]:
@@ -53,6 +54,8 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
       faults.append(f"streams.{name}.{field} is {getattr(config, field)}; it is at least 1.")
   if config.length < 4:
     faults.append(f"streams.{name}.length is {config.length}; the special tokens alone take 4.")
+  if not 0 < config.crop <= 1 or (config.medium == "video" and config.crop != 1):
+    faults.append(f"streams.{name}.crop is {config.crop}; it is above 0 and at most 1, and 1 for videos.")
   if config.weight < 0:
     faults.append(f"streams.{name}.weight is {config.weight}; it is not negative.")
   return faults
@@ -87,6 +90,10 @@ class Stream:
     options = tf.data.Options()
     options.threading.private_threadpool_size = 2
     return dataset.with_options(options).as_numpy_iterator()
+
+  def rows(self) -> Iterator[Batch]:
+    """Every record once, in plain order, one row each."""
+    return (self.row(index, index) for index in range(len(self.shards)))
 
   def place(self, position: tf.Tensor) -> tf.Tensor:
     """Which record stands at a position: a permutation anew in each epoch, or plain order when not training."""
@@ -188,7 +195,8 @@ class Stream:
         start=random.random() if self.training else 0.0,
       )
     else:
-      pictures, exists = decode_image(encoded, self.image_size)[None], np.ones(1, bool)
+      crop = Crop(random.uniform(config.crop, 1), *random.random(2)) if self.training and config.crop < 1 else None
+      pictures, exists = decode_image(encoded, self.image_size, crop)[None], np.ones(1, bool)
     if self.training and config.flip and random.random() < 0.5:
       pictures = pictures[:, :, ::-1]
     if self.training and config.colour:

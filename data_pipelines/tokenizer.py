@@ -43,8 +43,10 @@ class Tokenizer:
 
   def pieces(self, tokens: Sequence[int]) -> list[str]:
     """One string a token, special tokens by name, for people to read."""
-    names = {self.image: "<image>", self.end_of_chunk: "<EOC>", self.eos: "<EOS>", self.bos: "<BOS>"}
-    return [names.get(int(token)) or self.bpe.decode([int(token)]) for token in tokens]
+    names = {self.image: "<image>", self.end_of_chunk: "<EOC>", self.bos: "<BOS>", self.eos: "<EOS>"}
+    pieces = [names.get(int(token)) or self.bpe.decode([int(token)]) for token in tokens]
+    # One token may stand for both; only at the start does it begin a document.
+    return ["<BOS>", *pieces[1:]] if len(tokens) and int(tokens[0]) == self.bos else pieces
 
 
 def save_bpe(directory: pathlib.Path, vocabulary: list[str], merges: list[str], pre_tokenizer: str) -> None:

@@ -1,5 +1,6 @@
 """A config made real: the objective, the frozen parts, the streams. What train, generate and report share."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -108,7 +109,12 @@ class Experiment:
       for batches in mixture(streams, step, **hosts):
         yield split_faults(batches)
 
-    return Feed(batches_from, {name: config.weight for name, config in self.stream_configs.items()})
+    configs = self.stream_configs.items()
+    return Feed(
+      batches_from,
+      weights={name: config.weight for name, config in configs},
+      rows={name: config.batch_size for name, config in configs},
+    )
 
   def evaluate(self):
     """The evaluation that belongs to the objective."""
@@ -187,6 +193,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   Raises:
     UserError: every fault of the config, one a line.
   """
+  config = anchored(config)
   faults: list[str] = []
   name = config.get("objective", "(absent)")
   if name not in MODELS:
@@ -207,6 +214,21 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if faults:
     raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
   return experiment
+
+
+def anchored(config: dict) -> dict:
+  """The config with absolute paths, so that the work directory it is kept in can be used from any folder."""
+  config = copy.deepcopy(config)
+  groups = [
+    (config.get("tokenizer", {}), "path"),
+    *((config.get("frozen", {}), part) for part in ("vision", "language")),
+  ]
+  groups += [(stream, "source") for stream in config.get("streams", {}).values()]
+  for group, field in groups:
+    value = group.get(field) if isinstance(group, dict) else None
+    if isinstance(value, str) and value not in ("", "random"):
+      group[field] = str(pathlib.Path(value).absolute())
+  return config
 
 
 def check(experiment: Experiment) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from flamingo_jax.training.loop import claim_workdir, train
+from flamingo_jax.training.loop import train
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 
@@ -17,7 +17,6 @@ def train_config(path: str, overrides: dict[str, str], workdir: str) -> None:
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> None:
-  """Opens everything the config names before the work directory is claimed, so that a wrong path claims nothing."""
+  """Opens everything that the config names, then trains."""
   feed, evaluate, frozen = experiment.feed(), experiment.evaluate(), experiment.frozen()
-  claim_workdir(workdir, experiment.raw)
-  train(experiment.objective(), experiment.training, feed, frozen, evaluate, workdir)
+  train(experiment.objective(), experiment.training, feed, frozen, evaluate, workdir, experiment.raw)

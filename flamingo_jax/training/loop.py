@@ -52,10 +52,12 @@ class Feed:
   Attributes:
     batches_from: from a step to this host's batches of it and of the steps after it; with them, what is only counted.
     weights: of the streams' losses.
+    rows: of the streams' global batches.
   """
 
   batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, float]]]]
   weights: dict[str, float]
+  rows: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +78,32 @@ def train(
   frozen: Frozen,
   evaluate: Evaluate,
   workdir: pathlib.Path,
+  record: dict,
 ) -> State:
   """Trains to the last step, from the newest checkpoint of `workdir` if it has one.
 
+  Args:
+    objective: what is minimized.
+    config: how.
+    feed: the data.
+    frozen: the parameters that stay.
+    evaluate: called before the first step, every `evaluate_every` steps and after the last.
+    workdir: claimed once everything else has been found right.
+    record: the config as it is kept in the work directory, to tell whose it is.
+
   Raises:
-    UserError: frozen parameters do not fit the model, or are not those of the checkpoint.
+    UserError: the mesh does not fit the devices or the batches, frozen parameters do not fit the model or are not
+      those of the checkpoint, or `workdir` belongs to another config.
   """
   mesh = make_mesh(config.mesh)
+  check_rows(feed.rows, mesh)
   optimizer = make_optimizer(config.optimizer, config.total_steps)
   rate = learning_rate(config.optimizer, config.total_steps)
   step_function = jax.jit(make_train_step(objective, optimizer, rate, feed.weights), donate_argnums=0)
   with mesh:
     held = place_frozen(objective, frozen, mesh, config)
     state = initial_state(objective, optimizer, mesh, config.trainable, config.seed)
+    claim_workdir(workdir, record)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
     if start:
@@ -117,6 +132,18 @@ def train(
     checkpoints.close()
     log.close()
   return state
+
+
+def check_rows(rows: dict[str, int], mesh: Mesh) -> None:
+  """Raises UserError when a stream's batch cannot be cut into equal parts for the devices that share it."""
+  parts = mesh.shape["replica"] * mesh.shape["fsdp"]
+  faults = [
+    f"streams.{name}.batch_size is {count}; over replica x fsdp = {parts} devices it is a multiple of {parts}."
+    for name, count in rows.items()
+    if count % parts
+  ]
+  if faults:
+    raise UserError("\n".join(faults))
 
 
 def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: TrainingConfig) -> Parameters:

@@ -97,7 +97,7 @@ def progress_charts(metrics: Sequence[dict], streams: Sequence[str]) -> tuple[Ch
     ("loss", "Whole loss", "0.00"),
     ("learning_rate", "Learning rate", None),
     ("gradient_norm", "Gradient norm", "0.0[00]"),
-    ("tokens_per_second", "Tokens per second", "0.[0]a"),
+    ("tokens_per_second", "Tokens per second", "0.[00]a"),
   ]
   if len(streams) == 1:  # the whole loss is the stream's own, times a constant
     wanted = wanted[1:]
@@ -159,10 +159,14 @@ def _loss_chart(metrics: Sequence[dict], stream: str) -> Chart | None:
 
 
 def _small_chart(line: Series, title: str, numerals: str | None) -> Chart | None:
+  """Without `numerals` the line is a schedule: without noise to smooth, and too small to write without an exponent."""
   if not line:
     return None
   drawing = _canvas(170, numerals=numerals)
-  _draw_raw_and_smooth(drawing, line, TRAIN) if title != "Learning rate" else _draw_plain(drawing, line, TRAIN)
+  if numerals:
+    _draw_raw_and_smooth(drawing, line, TRAIN)
+  else:
+    _draw_plain(drawing, line, TRAIN)
   return Chart(title, "", (), drawing)
 
 
@@ -184,7 +188,7 @@ def _final_gates(metrics: Sequence[dict], kinds: Sequence[tuple[str, str]], laye
     bars = drawing.vbar(x=where, top="gate", width=0.32, color=color, alpha=0.85, source=source)
     _hover(drawing, bars, [("layer", "@layer"), ("gate", "@gate{0.0000}")], mode="mouse")
   keys = tuple(Key(kind.replace("_", " "), color, "bar") for kind, color in kinds)
-  return Chart("At the end, by layer", "tanh of the gate; zero is closed", keys, drawing)
+  return Chart("At the end, by layer", "tanh of the gate, 0 is closed", keys, drawing)
 
 
 def _gates_over_steps(metrics: Sequence[dict], kind: str, layers: Sequence[int]) -> Chart:
@@ -198,7 +202,7 @@ def _gates_over_steps(metrics: Sequence[dict], kind: str, layers: Sequence[int])
 
 
 def _depth_colors(count: int) -> list[str]:
-  palette = Plasma256[60:200]
+  palette = Plasma256[80:205]
   return [palette[round(place)] for place in np.linspace(0, len(palette) - 1, count)]
 
 

@@ -1,0 +1,138 @@
+"""`flamingo report`: gathers a run's record, a few rows as the model sees them, and what it writes."""
+
+import itertools
+import json
+import os
+import pathlib
+
+import numpy as np
+import yaml
+
+from data_pipelines.stream import Batch
+from data_pipelines.tokenizer import Tokenizer
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.planning.parameters import parameter_counts
+from flamingo_jax.training.metrics import read_metrics
+from launch.experiment import Experiment
+from launch.generate import open_run, trained_parameters, write
+from launch.report.page import Generation, ParameterRow, Report, TrainingExample, render
+
+NEW_TOKENS = 24  # of a sample
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Writes `report.html` into a work directory and returns its path.
+
+  Raises:
+    UserError: the directory holds no run, or no checkpoint yet.
+  """
+  workdir = pathlib.Path(workdir)
+  experiment = open_run(workdir)
+  metrics = read_metrics(workdir)
+  tokenizer = experiment.tokenizer()
+  page = render(
+    Report(
+      title=f"{experiment.name}: {workdir}",
+      metrics=metrics,
+      examples=training_examples(experiment, tokenizer),
+      generations=generations(experiment, workdir, tokenizer),
+      parameters=parameter_rows(experiment),
+      config=yaml.safe_dump(json.loads(json.dumps(experiment.raw)), sort_keys=False),
+      streams=tuple(experiment.stream_configs),
+      facts=facts(experiment, metrics),
+    )
+  )
+  path = workdir / "report.html"
+  unfinished = workdir / "report.html.new"
+  unfinished.write_text(page)
+  os.replace(unfinished, path)
+  return path
+
+
+def facts(experiment: Experiment, metrics: list[dict]) -> dict[str, str]:
+  """The run in a few words."""
+  seconds = sum(line["seconds"] for line in metrics)
+  return {
+    "objective": experiment.name,
+    "steps": f"{len(metrics)} of {experiment.training.total_steps}",
+    "time in steps": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
+    "tokens": f"{sum(line['tokens'] for line in metrics):,}",
+    "seed": str(experiment.training.seed),
+  }
+
+
+def parameter_rows(experiment: Experiment) -> tuple[ParameterRow, ...]:
+  counts = parameter_counts(experiment.objective(), experiment.training.trainable)
+  return tuple(ParameterRow(part, trained, frozen) for part, (trained, frozen) in counts.items())
+
+
+def training_examples(experiment: Experiment, tokenizer: Tokenizer) -> tuple[TrainingExample, ...]:
+  """The first rows of every stream's first training batch."""
+  examples = []
+  for name, stream in experiment.streams("train", training=True).items():
+    batch = next(stream.batches(0))
+    rows = min(experiment.evaluation.samples, stream.config.batch_size)
+    examples += [training_example(name, batch, row, tokenizer) for row in range(rows)]
+  return tuple(examples)
+
+
+def training_example(stream: str, batch: Batch, row: int, tokenizer: Tokenizer) -> TrainingExample:
+  present = batch["segments"][row] > 0
+  return TrainingExample(
+    stream=stream,
+    tokens=tuple(tokenizer.pieces(batch["tokens"][row][present])),
+    loss_weights=tuple(float(weight) for weight in batch["loss_weights"][row][present]),
+    media_index=tuple(int(index) for index in batch["media_index"][row][present]),
+    media=pictures(batch, row),
+  )
+
+
+def pictures(batch: Batch, row: int) -> tuple[np.ndarray, ...]:
+  """The media that a row's tokens refer to, uint8 [F, H, W, 3] each, without padding frames.
+
+  A medium that could not be decoded shows as one black frame: it keeps its number.
+  """
+  slots = int(batch["media_index"][row].max()) + 1
+  media, mask = batch["media"][row, :slots], batch["media_mask"][row, :slots]
+  return tuple(frames[exists] if exists.any() else frames[:1] for frames, exists in zip(media, mask, strict=True))
+
+
+def generations(experiment: Experiment, workdir: pathlib.Path, tokenizer: Tokenizer) -> tuple[Generation, ...]:
+  """What the model writes for held-out rows, with their media and with none; nothing for other objectives."""
+  if not isinstance(experiment.model, FlamingoConfig):
+    return ()
+  parameters = trained_parameters(experiment, workdir)
+  samples = []
+  for name, stream in experiment.streams("heldout", training=False).items():
+    count = min(experiment.evaluation.samples, len(stream.shards))
+    rows = list(itertools.islice(stream.rows(), count))
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "faults"}
+    prompts, references = cut_prompts(batch, stream.config.layout, tokenizer)
+    blind = prompts | {"media_mask": np.zeros_like(prompts["media_mask"])}
+    seeing, unseeing = (write(experiment.model, parameters, b, tokenizer, NEW_TOKENS) for b in (prompts, blind))
+    for row in range(count):
+      prompt = prompts["tokens"][row][prompts["segments"][row] > 0]
+      samples.append(
+        Generation(
+          stream=name,
+          prompt="".join(tokenizer.pieces(prompt)),
+          media=pictures(batch, row),
+          text=tokenizer.decode(seeing[row]),
+          reference=tokenizer.decode(references[row]),
+          without_media=tokenizer.decode(unseeing[row]),
+        )
+      )
+  return tuple(samples)
+
+
+def cut_prompts(batch: Batch, layout: str, tokenizer: Tokenizer) -> tuple[Batch, list[np.ndarray]]:
+  """Rows cut where the model is to go on: pairs after their `<image>`, pages in the middle; and what was cut off."""
+  lengths = (batch["segments"] > 0).sum(axis=1)
+  ends = np.full_like(lengths, 2) if layout == "pairs" else np.maximum(lengths // 2, 1)
+  places = np.arange(batch["tokens"].shape[1])
+  kept = places < ends[:, None]
+  width = int(ends.max())
+  cut = {name: np.where(kept, batch[name], 0)[:, :width] for name in ("tokens", "segments", "loss_weights")}
+  index = np.where(kept, batch["media_index"], -1)[:, :width]
+  references = [tokens[end : end + NEW_TOKENS] for tokens, end in zip(batch["tokens"], ends, strict=True)]
+  return batch | cut | {"media_index": index}, references

@@ -1,0 +1,132 @@
+"""The main job as a user runs it, on real pages, pictures and videos, at the size of `configs/tiny.py`."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flamingo_jax.training.checkpoints import load_trainable
+
+ROOT = pathlib.Path(__file__).parent.parent
+STEPS = 12
+TIMING = ("seconds", "tokens_per_second", "input_wait")
+
+
+def flamingo(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
+  environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+  command = [sys.executable, "-m", "launch.cli", *arguments]
+  return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def train(workdir: pathlib.Path, *overrides: str, devices: int = 1) -> list[dict]:
+  done = flamingo(*train_arguments(workdir), *overrides, devices=devices)
+  assert done.returncode == 0, done.stderr
+  return metrics(workdir)
+
+
+def train_arguments(workdir: pathlib.Path) -> list[str]:
+  settings = [f"--config.total_steps={STEPS}", "--config.checkpoint.every=4", "--config.evaluate_every=6"]
+  return ["train", "--config=configs/tiny.py", f"--workdir={workdir}", *settings]
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timing(lines: list[dict]) -> list[dict]:
+  return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(quickstart_data, tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp("runs") / "straight"
+  train(workdir)
+  return workdir
+
+
+def test_every_step_is_recorded_once_with_the_loss_of_every_stream(straight):
+  lines = metrics(straight)
+  assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+  for line in lines:
+    parts = [weight * line[f"loss/{name}"] for name, weight in (("pages", 1.0), ("captions", 0.2), ("videos", 0.03))]
+    assert line["loss"] == pytest.approx(sum(parts), rel=1e-5)
+  assert any(path.name.startswith("events") for path in (straight / "tensorboard").iterdir())
+
+
+def test_the_loss_falls(straight):
+  lines = metrics(straight)
+  assert lines[-1]["train/text_loss/captions"] < lines[0]["baseline/train/text_loss/captions"]
+
+
+def test_evaluations_log_visual_gain_and_gates(straight):
+  for step in (6, STEPS):
+    line = metrics(straight)[step - 1]
+    for stream in ("pages", "captions", "videos"):
+      assert f"visual_gain/{stream}/other_media" in line
+      assert f"visual_gain/{stream}/no_media" in line
+    assert [name for name in line if name.startswith("gates/attention/")] == [f"gates/attention/{i}" for i in (0, 2, 4)]
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
+  """SIGKILL after a checkpoint; metrics and parameters end bitwise the same."""
+  killed = tmp_path / "killed"
+  process = subprocess.Popen([sys.executable, "-m", "launch.cli", *train_arguments(killed)], cwd=ROOT)
+  deadline = time.monotonic() + 300
+  log = killed / "metrics.jsonl"
+  while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 5):
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  resumed = train(killed)
+  assert without_timing(resumed) == without_timing(metrics(straight))
+  (expected, step, _), (found, found_step, _) = load_trainable(straight), load_trainable(killed)
+  assert (step, found_step) == (STEPS, STEPS)
+  assert all(np.array_equal(expected[path], found[path]) for path in expected)
+
+
+def test_eight_devices_draw_the_same_loss_curve(straight, tmp_path):
+  eight = train(tmp_path / "eight", devices=8)
+  for one, many in zip(metrics(straight), eight, strict=True):
+    assert many["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_generate_writes_text_and_report_shows_the_run(straight, tmp_path):
+  picture = tmp_path / "a.png"
+  Image.new("RGB", (120, 80), "orange").save(picture)
+  done = flamingo("generate", f"--workdir={straight}", "--prompt=<image>Output:", f"--image={picture}")
+  assert done.returncode == 0, done.stderr
+  assert flamingo("report", str(straight)).returncode == 0
+  page = (straight / "report.html").read_text()
+  assert "gated cross-attention" in page
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["train", "--config=configs/tiny.py", "--config.total_step=3"], "did you mean total_steps?"),
+    (["train", "--config=configs/tiny.py", "--config.streams.pages.source=nowhere"], "nowhere"),
+    (["train", "--config=configs/tiny.py", "--config.tokenizer.path=nowhere"], "nowhere/tokenizer.json"),
+    (["train", "--config=configs/tiny.py", "--config.mesh.fsdp=3"], "does not make 1 devices"),
+    (["train", "--config=configs/tiny.py", "--config.streams.videos.frames=9"], "4 temporal embeddings"),
+  ],
+)
+def test_bad_settings_give_one_clear_error_and_claim_no_folder(quickstart_data, tmp_path, arguments, message):
+  done = flamingo(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_work_directory_of_another_config_is_refused(straight):
+  done = flamingo(*train_arguments(straight), "--config.seed=1")
+  assert done.returncode == 1
+  assert "seed: 0 there, 1 here" in done.stderr
+  assert len(metrics(straight)) == STEPS
