@@ -96,10 +96,8 @@ class Stream:
     return (self.row(index, index) for index in range(len(self.shards)))
 
   def place(self, position: tf.Tensor) -> tf.Tensor:
-    """Which record stands at a position: a permutation anew in each epoch, or plain order when not training."""
+    """Which record stands at a position: a permutation anew in each epoch."""
     count = len(self.shards)
-    if not self.training:
-      return position % count
     key = tf.stack([self.seed, position // count])
     return tf.random.experimental.index_shuffle(position % count, key, count - 1)
 
@@ -136,7 +134,7 @@ class Stream:
 
     Both are counted in `faults`, by cause, so that the batch at a step never depends on what was skipped before it.
     """
-    random = np.random.default_rng((self.seed, position if self.training else index))
+    random = np.random.default_rng((self.seed, position))
     row = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.shapes().items()}
     row["media_index"] -= 1
     try:

@@ -44,7 +44,7 @@ class PerceiverResampler(nn.Module):
     features = features.reshape(batch * slots, frames * positions, width)
     latents = self.param(
       "latents",
-      nn.with_logical_partitioning(nn.initializers.normal(1.0), ("latents", "embed")),
+      nn.with_logical_partitioning(nn.initializers.normal(0.02), ("latents", "embed")),
       (config.latents, width),
     )
     x = jnp.broadcast_to(latents.astype(self.dtype), (batch * slots, config.latents, width))
