@@ -5,15 +5,15 @@ from configs import base
 
 def get_config():
   config = base.contrastive()
-  config.total_steps = 100
-  config.evaluate_every = 50
+  config.total_steps = 90
+  config.evaluate_every = 45
   config.frozen_dtype = config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
   config.model.length = 24
   config.optimizer.learning_rate = 1e-3
   config.optimizer.warmup_steps = 20
   config.optimizer.schedule = "linear"
   config.optimizer.no_decay = ("norm/", "bias$", "embeddings", "log_temperature")
-  config.checkpoint.every = 50
+  config.checkpoint.every = 45
   config.frozen.language = config.tokenizer.path = "data/quickstart/language_model"
   config.evaluation.batches = 1
   config.streams = dict(
