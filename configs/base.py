@@ -27,6 +27,7 @@ def training() -> dict:
     ),
     mesh=dict(replica=-1, fsdp=1, model=1),  # devices along each axis; -1: all that are left
     checkpoint=dict(every=1000, keep=1),
+    start="",  # a folder of `flamingo import` or a run, whose trained parts this run begins with; empty: fresh ones
     tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
     evaluation=dict(batches=4, samples=2),  # held-out batches a stream; samples a stream in the report
     streams=dict(),  # name -> stream(...)

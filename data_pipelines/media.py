@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import io
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -11,6 +13,19 @@ from PIL import Image, ImageOps
 # 50 megapixels: what a picture may claim in its header before anything of it is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
 PADDING = (128, 128, 128)  # the mean value after normalization to -1..1
+
+# All that Pillow's decoders are known to raise on a damaged file.
+DECODE_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  EOFError,
+  IndexError,
+  TypeError,
+  OverflowError,
+  struct.error,
+  zlib.error,
+)
 
 CAUSES = ("broken_image", "broken_video", "empty_video", "empty_text", "bad_record")
 
@@ -46,16 +61,20 @@ def decode_image(encoded: bytes, size: int, crop: Crop | None = None) -> np.ndar
   """
   try:
     with Image.open(io.BytesIO(encoded)) as image:
+      if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow refuses twice as many, and warns of these
+        raise ValueError(f"{image.width} x {image.height} pixels; at most {Image.MAX_IMAGE_PIXELS} are decoded")
       if crop is None:
         image.draft("RGB", (size, size))  # a JPEG decodes at the nearest larger fraction of its size
       upright = flatten(ImageOps.exif_transpose(image))
       return fit(upright if crop is None else upright.crop(crop.box(*upright.size)), size)
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+  except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     raise MediaError("broken_image", str(error)) from error
 
 
 def flatten(image: Image.Image) -> Image.Image:
   """RGB; what is transparent shows white, as on a page."""
+  if image.mode.startswith("I"):  # 16 bits a pixel, of which Pillow would show all above 255 as white
+    image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, "white")
@@ -85,7 +104,7 @@ def decode_clip(
     uint8 [F, size, size, 3], and bool [F]: which frames exist.
 
   Raises:
-    MediaError: `broken_video` if the file ends early or is not a video, `empty_video` without a frame in the span.
+    MediaError: `broken_video` if the file is no video or ends within a frame, `empty_video` if the span has no frame.
   """
   times, pictures = decode_video(encoded, size)
   inside = [at for at in range(len(times)) if span[0] <= times[at] < span[1]]
@@ -109,9 +128,12 @@ def decode_video(encoded: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
     with av.open(io.BytesIO(encoded)) as container:
       if not container.streams.video:
         raise MediaError("broken_video", "no video stream")
-      for frame in container.decode(video=0):
-        times.append(float(frame.time or 0.0))
-        pictures.append(fit(frame.to_image(), size))
+      for packet in container.demux(video=0):
+        if packet.is_corrupt:  # cut off; it would decode to a frame with holes, and the film would just be shorter
+          raise MediaError("broken_video", f"it ends within a frame, after {len(times)} frames")
+        for frame in packet.decode():
+          times.append(float(frame.time or 0.0))
+          pictures.append(fit(frame.to_image(), size))
   except (av.FFmpegError, ValueError) as error:
     raise MediaError("broken_video", str(error)) from error
   if not times:

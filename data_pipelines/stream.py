@@ -162,12 +162,14 @@ class Stream:
     """The tokens of a record.
 
     Raises:
-      MediaError: `empty_text` when there is nothing to learn from.
+      MediaError: `empty_text` when there is nothing to learn from, `bad_record` for a pair without a medium.
     """
     config = self.config
     if not any(text.strip() for text in example.texts):
       raise MediaError("empty_text", example.source)
     if config.layout == "pairs":
+      if not example.media:
+        raise MediaError("bad_record", example.source)
       space = " " if self.training and random.random() < 0.5 else ""
       caption = self.tokenizer.encode(space + " ".join(text.strip() for text in example.texts).strip())
       return pair_row(caption, self.tokenizer, config.length)

@@ -1,6 +1,5 @@
 """Text to tokens and back: a byte-level BPE plus the two tokens that Flamingo adds, `<image>` and `<EOC>`."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -76,7 +75,7 @@ def load_tokenizer(directory: str | pathlib.Path, bos: int = 0, eos: int = 0) ->
   if not path.is_file():
     raise UserError(f"{path}: no tokenizer there. `flamingo import` writes one beside an imported language model.")
   try:
-    bpe = tokenizers.Tokenizer.from_str(json.dumps(json.loads(path.read_text())))
-  except ValueError as error:
+    bpe = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises nothing more precise
     raise UserError(f"{path}: not a tokenizer ({error}).") from error
   return Tokenizer(bpe, bos, eos)

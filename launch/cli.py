@@ -8,6 +8,9 @@ from absl import logging
 from flamingo_jax import __version__
 from flamingo_jax.errors import UserError
 
+# What `flamingo import` reads; named here because the readers themselves are slow to import.
+FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
+
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one verb; what the user can mend is printed as one message, without a stack trace."""
@@ -78,8 +81,10 @@ def make_parser() -> argparse.ArgumentParser:
     verbs, run_import, "import", "read a foreign checkpoint into a model folder",
     "flamingo import --from=gguf --path=model.gguf --out=models/smollm2",
   )  # fmt: skip
-  importer.add_argument("--from", dest="format", required=True, choices=["gguf"], help="what kind of file it is")
-  importer.add_argument("--path", required=True, help="the file")
+  importer.add_argument("--from", dest="format", required=True, choices=FORMATS, help="whose checkpoint it is")
+  importer.add_argument("--path", required=True, help="a file, or a folder as it was published")
+  importer.add_argument("--language", help="for openflamingo: the language model it was built on, a folder")
+  importer.add_argument("--vision", help="for openflamingo: the open_clip vision encoder it was built on, a folder")
   importer.add_argument("--out", required=True, help="the folder to write")
   return parser
 
@@ -115,9 +120,9 @@ def run_report(options) -> None:
 
 
 def run_import(options) -> None:
-  from launch.importing import import_gguf
+  from launch.importing import import_checkpoint
 
-  import_gguf(options.path, options.out)
+  print(import_checkpoint(options.format, options.path, options.out, language=options.language, vision=options.vision))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import pathlib
 import types
 import typing
 
+from ml_collections import ConfigDict
+
 from flamingo_jax.errors import UserError
 
 PACKAGED = pathlib.Path(__file__).parent.parent / "configs"
@@ -19,10 +21,7 @@ def load_config(path: str, overrides: dict[str, str]) -> dict:
   Raises:
     UserError: there is no such file, it fails, or an override names no field.
   """
-  module = run_file(find_config(path))
-  if not hasattr(module, "get_config"):
-    raise UserError(f"{path}: defines no get_config(); a config file returns its ConfigDict from there.")
-  config = module.get_config().to_dict()
+  config = run_file(find_config(path))
   faults = [fault for name, value in overrides.items() if (fault := override(config, name, value))]
   if faults:
     raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
@@ -38,23 +37,31 @@ def find_config(path: str) -> pathlib.Path:
   raise UserError(f"{path}: no such config file. Those that come with flamingo_jax: {known}.")
 
 
-def run_file(path: pathlib.Path) -> types.ModuleType:
+def run_file(path: pathlib.Path) -> dict:
+  """What `get_config()` of a Python file returns, as plain dicts."""
   spec = importlib.util.spec_from_file_location("flamingo_config", path)
   if spec is None or spec.loader is None:
     raise UserError(f"{path}: not a Python file; a config ends in .py.")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
   except Exception as error:  # whatever a user's file raises is the user's to mend
     raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-  return module
+  if not hasattr(module, "get_config"):
+    raise UserError(f"{path}: defines no get_config(); a config file returns its ConfigDict from there.")
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config() returns {config!r}; it returns an ml_collections.ConfigDict.")
+  return config.to_dict()
 
 
 def override(config: dict, name: str, text: str) -> str | None:
   """Sets one field; returns what is wrong, if anything. Unknown last names are found when the dataclasses are built."""
   *parents, last = name.split(".")
   for depth, parent in enumerate(parents):
-    if not isinstance(config.get(parent), dict):
+    if parent in config and not isinstance(config[parent], dict):
+      return f"--config.{name}: {'.'.join(parents[: depth + 1])} is a value, not a group of fields."
+    if parent not in config:
       return f"--config.{name}: " + unknown(".".join(parents[:depth]), parent, config)
     config = config[parent]
   if isinstance(config.get(last), dict):
@@ -83,6 +90,9 @@ def build(cls: type, values: dict, where: str, faults: list[str]):
   before = len(faults)
   types_of = typing.get_type_hints(cls)
   fields = {field.name: field for field in dataclasses.fields(cls)}
+  if not isinstance(values, dict):
+    faults.append(f"{where} is {values!r}; it is a group of fields: {', '.join(fields)}.")
+    return None
   faults += [unknown(where, name, fields) for name in values if name not in fields]
   faults += [
     f"{join(where, name)}: missing."
@@ -96,18 +106,47 @@ def build(cls: type, values: dict, where: str, faults: list[str]):
 
 def convert(wanted: type, value: object, where: str, faults: list[str]):
   """One value to the type of its field."""
-  if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+  if isinstance(wanted, types.UnionType):
+    wanted = choose(typing.get_args(wanted), value, where, faults)
+    if wanted is None:
+      return None
+  if dataclasses.is_dataclass(wanted):
     return build(wanted, value, where, faults)
   if typing.get_origin(wanted) is tuple:
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-      return tuple(value)
-    faults.append(f"{where} is {value!r}; it is a tuple of strings, such as ('^resampler/',).")
-    return None
+    return convert_tuple(typing.get_args(wanted)[0], value, where, faults)
   if wanted is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if type(value) is not wanted:
     faults.append(f"{where} is {value!r}; it is of type {getattr(wanted, '__name__', wanted)}.")
   return value
+
+
+def choose(members: tuple[type, ...], value: object, where: str, faults: list[str]) -> type | None:
+  """The member of a union that a value is meant for; dataclasses are told apart by their `family`.
+
+  None when the value is None and may be, or when there is no such member, which is a fault.
+  """
+  if value is None and type(None) in members:
+    return None
+  groups = [member for member in members if dataclasses.is_dataclass(member)]
+  if len(groups) == 1 or not isinstance(value, dict):
+    return groups[0]
+  families = {member.family: member for member in groups}
+  family = value.get("family", groups[0].family)
+  if family not in families:
+    faults.append(f"{join(where, 'family')} is {family!r}; it is one of {', '.join(families)}.")
+  return families.get(family)
+
+
+def convert_tuple(item: type, value: object, where: str, faults: list[str]) -> tuple | None:
+  """A tuple of one kind of value, which may come as a list."""
+  kinds = (int, float) if item is float else (item,)
+  if isinstance(value, list | tuple) and all(type(element) in kinds for element in value):
+    return tuple(item(element) for element in value)
+  example = {str: "('^resampler/',)", int: "(1, 2)", float: "(0.5, 0.5)"}[item]
+  name = {str: "strings", int: "whole numbers", float: "numbers"}[item]
+  faults.append(f"{where} is {value!r}; it is a tuple of {name}, such as {example}.")
+  return None
 
 
 def unknown(where: str, name: str, known) -> str:

@@ -3,11 +3,10 @@
 import copy
 import dataclasses
 import itertools
-import json
 import pathlib
+import re
 
 import jax
-import numpy as np
 
 from data_pipelines.media import CAUSES
 from data_pipelines.shards import open_shards
@@ -15,27 +14,18 @@ from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mix
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.held_out import evaluate_contrastive, evaluate_flamingo
-from flamingo_jax.interop.model_folder import content_hash, load_model
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.language.decoder import gated_layers, group_layers
-from flamingo_jax.models.parameters import flat
-from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.models.language.decoder import gated_layers
+from flamingo_jax.models.vision.towers import FeaturesConfig
 from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
 from flamingo_jax.training.optimizer import check_optimizer
-from flamingo_jax.training.step import is_trainable
 from launch.config import build, join, unknown
+from launch.pretrained import FrozenConfig, read_pretrained
 
 MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig}
-
-
-@dataclasses.dataclass(frozen=True)
-class FrozenConfig:
-  """Where the frozen parts come from: a model folder, a finished run's work directory, or "random"."""
-
-  vision: str = ""
-  language: str = ""
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +54,7 @@ class Experiment:
   model: FlamingoConfig | ContrastiveConfig
   training: TrainingConfig
   frozen_config: FrozenConfig
+  start: str  # an imported Flamingo or a run whose trained parts this one begins with; empty: fresh ones
   tokenizer_config: TokenizerConfig
   evaluation: EvaluationConfig
   stream_configs: dict[str, StreamConfig]
@@ -132,55 +123,8 @@ class Experiment:
     return [strip(batch) for batch in itertools.islice(stream.batches(0, **hosts), whole)]
 
   def frozen(self) -> Frozen:
-    """Reads the frozen parts and lays them out for the model.
-
-    Raises:
-      UserError: a part is missing, or was made for another architecture.
-    """
-    parts = dict(language=("text/embeddings", self.frozen_embeddings))
-    if isinstance(self.model, FlamingoConfig):
-      parts = dict(vision=("vision/", self.frozen_vision), language=("language/", self.frozen_language))
-    parameters, hashes = {}, {}
-    for part, (prefix, read) in parts.items():
-      source = getattr(self.frozen_config, part)
-      found, hashes[part] = self.random_part(prefix) if source == "random" else read(source)
-      parameters |= found
-    return Frozen(parameters, hashes)
-
-  def frozen_vision(self, source: str) -> tuple[dict[str, np.ndarray], str]:
-    """The vision tower of a finished contrastive run."""
-    trained, _, _ = load_trainable(source)
-    described = json.loads((pathlib.Path(source) / "config.json").read_text())
-    check_architecture(source, "model.vision", described["model"]["vision"], dataclasses.asdict(self.model.vision))
-    vision = {path: np.asarray(array) for path, array in trained.items() if path.startswith("vision/")}
-    return vision, content_hash(vision)
-
-  def frozen_language(self, source: str) -> tuple[dict[str, np.ndarray], str]:
-    """An imported language model, its layers cut into the groups between gated layers."""
-    stored, described = load_model(source)
-    ours = dataclasses.asdict(self.model.language)
-    check_architecture(source, "model.language", described["config"] | {"extra_tokens": ours["extra_tokens"]}, ours)
-    stacked = {path.removeprefix("layers/"): array for path, array in stored.items() if path.startswith("layers/")}
-    whole = {path: array for path, array in stored.items() if not path.startswith("layers/")}
-    grouped = group_layers(stacked, self.model.language.layers, self.model.cross_attention)
-    return {f"language/{path}": array for path, array in (whole | grouped).items()}, described["hash"]
-
-  def frozen_embeddings(self, source: str) -> tuple[dict[str, np.ndarray], str]:
-    """The token embeddings of an imported language model, for the text tower."""
-    stored, _ = load_model(source)
-    embeddings = {"text/embeddings": stored["embeddings"]}
-    return embeddings, content_hash(embeddings)
-
-  def random_part(self, prefix: str) -> tuple[dict[str, np.ndarray], str]:
-    """Fresh parameters below a prefix, for tests of the machinery."""
-    initialize = jax.jit(lambda key: flat(self.objective().initialize(key)))
-    everything = jax.device_get(initialize(jax.random.key(self.training.seed)))
-    chosen = {
-      path: array
-      for path, array in everything.items()
-      if path.startswith(prefix) and not is_trainable(path, self.training.trainable)
-    }
-    return chosen, content_hash(chosen)
+    """Reads the frozen parts, and what trained ones start from. Raises UserError when something is not as it should."""
+    return read_pretrained(self.model, self.objective(), self.training, self.frozen_config, self.start)
 
 
 def read_experiment(config: dict, where: str) -> Experiment:
@@ -199,7 +143,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if name not in MODELS:
     raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
   training_fields = {field.name for field in dataclasses.fields(TrainingConfig)}
-  others = {"objective", "model", "frozen", "tokenizer", "evaluation", "streams"}
+  others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "streams"}
   faults += [unknown("", field, training_fields | others) for field in config if field not in training_fields | others]
   training = build(TrainingConfig, {k: v for k, v in config.items() if k in training_fields}, "", faults)
   model = build(MODELS[name], config.get("model", {}), "model", faults)
@@ -207,9 +151,12 @@ def read_experiment(config: dict, where: str) -> Experiment:
   tokenizer = build(TokenizerConfig, config.get("tokenizer", {}), "tokenizer", faults)
   evaluation = build(EvaluationConfig, config.get("evaluation", {}), "evaluation", faults)
   given = config.get("streams", {})
+  if not isinstance(given, dict):
+    raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
   streams = {stream: build(StreamConfig, fields, join("streams", stream), faults) for stream, fields in given.items()}
   if not faults:
-    experiment = Experiment(config, name, model, training, frozen, tokenizer, evaluation, streams)
+    start = config.get("start", "")
+    experiment = Experiment(config, name, model, training, frozen, start, tokenizer, evaluation, streams)
     faults += check(experiment)
   if faults:
     raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
@@ -222,8 +169,10 @@ def anchored(config: dict) -> dict:
   groups = [
     (config.get("tokenizer", {}), "path"),
     *((config.get("frozen", {}), part) for part in ("vision", "language")),
+    (config, "start"),
   ]
-  groups += [(stream, "source") for stream in config.get("streams", {}).values()]
+  streams = config.get("streams", {})
+  groups += [(stream, "source") for stream in streams.values()] if isinstance(streams, dict) else []
   for group, field in groups:
     value = group.get(field) if isinstance(group, dict) else None
     if isinstance(value, str) and value not in ("", "random"):
@@ -238,42 +187,59 @@ def check(experiment: Experiment) -> list[str]:
   for field in ("total_steps", "evaluate_every"):
     if getattr(training, field) < 1:
       faults.append(f"{field} is {getattr(training, field)}; it is at least 1.")
-  if training.checkpoint.every < 1:
-    faults.append(f"checkpoint.every is {training.checkpoint.every}; it is at least 1.")
+  for field in ("every", "keep"):
+    if getattr(training.checkpoint, field) < 1:
+      faults.append(f"checkpoint.{field} is {getattr(training.checkpoint, field)}; it is at least 1.")
+  for field, dtype in (("frozen_dtype", training.frozen_dtype), ("model.dtype", model.dtype)):
+    if dtype not in DTYPES:
+      faults.append(f"{field} is {dtype!r}; it is one of {', '.join(DTYPES)}.")
+  faults += check_patterns("trainable", training.trainable)
+  faults += check_patterns("optimizer.no_decay", training.optimizer.no_decay)
   if not experiment.frozen_config.language:
     faults.append("frozen.language is empty; it names a model folder, such as `flamingo import` writes.")
   if not experiment.stream_configs:
     faults.append("streams: none given; a run reads at least one.")
   for name, stream in experiment.stream_configs.items():
     faults += check_stream(name, stream)
-  if model.vision.image_size % model.vision.patch_size:
-    faults.append(
-      f"model.vision.patch_size is {model.vision.patch_size}, which does not divide its image_size "
-      f"{model.vision.image_size}."
-    )
   return faults + (check_flamingo(experiment) if isinstance(model, FlamingoConfig) else check_contrastive(experiment))
+
+
+def check_patterns(field: str, patterns: tuple[str, ...]) -> list[str]:
+  faults = []
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      faults.append(f"{field}: {pattern!r} is not a regular expression ({error}).")
+  return faults
 
 
 def check_flamingo(experiment: Experiment) -> list[str]:
   faults = []
   model = experiment.model
-  if not experiment.frozen_config.vision:
-    faults.append("frozen.vision is empty; it names the work directory of a finished contrastive run.")
-  if model.language.extra_tokens != 2:
-    faults.append(f"model.language.extra_tokens is {model.language.extra_tokens}; Flamingo adds 2: <image> and <EOC>.")
+  has_tower = not isinstance(model.vision, FeaturesConfig)
+  if has_tower and not experiment.frozen_config.vision:
+    faults.append("frozen.vision is empty; it names a model folder, or the work directory of a contrastive run.")
+  if model.language.extra_tokens < 2:
+    faults.append(
+      f"model.language.extra_tokens is {model.language.extra_tokens}; Flamingo adds 2, <image> and <EOC>, and a "
+      "checkpoint of another implementation may have more."
+    )
   every, offset, layers = model.cross_attention.every, model.cross_attention.offset, model.language.layers
   if every < 1 or offset < 0 or not gated_layers(layers, model.cross_attention):
     faults.append(f"model.cross_attention: every={every}, offset={offset} puts no layer among {layers}.")
-  if model.vision.width % model.resampler.heads:
+  resampler = model.resampler
+  if resampler is not None and not resampler.head_width and model.vision.width % resampler.heads:
     faults.append(
-      f"model.resampler.heads is {model.resampler.heads}, which does not divide the vision encoder's width "
+      f"model.resampler.heads is {resampler.heads}, which does not divide the vision encoder's width "
       f"{model.vision.width}."
     )
   for name, stream in experiment.stream_configs.items():
-    if stream.frames > model.resampler.frames:
+    known = resampler.frames if resampler is not None else 0
+    if stream.frames > max(known, 1):
       faults.append(
-        f"streams.{name}.frames is {stream.frames}, but the resampler has {model.resampler.frames} temporal "
-        f"embeddings. Set streams.{name}.frames={model.resampler.frames} or model.resampler.frames={stream.frames}."
+        f"streams.{name}.frames is {stream.frames}, but the resampler has {known} temporal embeddings. "
+        f"Set streams.{name}.frames={max(known, 1)} or model.resampler.frames={stream.frames}."
       )
   return faults
 
@@ -286,17 +252,6 @@ def check_contrastive(experiment: Experiment) -> list[str]:
     if stream.length > experiment.model.length:
       faults.append(f"streams.{name}.length is {stream.length}, but model.length is {experiment.model.length}.")
   return faults
-
-
-def check_architecture(source: str, group: str, stored: dict, ours: dict) -> None:
-  """Raises UserError when a frozen part was made with other settings than the config says."""
-  faults = [
-    f"  {group}.{field} is {ours.get(field)!r}, the frozen weights were made with {stored.get(field)!r}"
-    for field in sorted(stored.keys() | ours.keys())
-    if stored.get(field) != ours.get(field)
-  ]
-  if faults:
-    raise UserError(f"{source}: does not fit the config:\n" + "\n".join(faults))
 
 
 def split_faults(batches: dict[str, Batch]) -> tuple[dict[str, Batch], dict[str, float]]:

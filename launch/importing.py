@@ -1,28 +1,92 @@
 """`flamingo import`: a foreign checkpoint to a model folder."""
 
+import dataclasses
+import json
 import pathlib
+import shutil
 import tempfile
+
+import tokenizers
 
 from data_pipelines.tokenizer import save_bpe
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.gguf import GgufModel
-from flamingo_jax.interop.model_folder import publish, save_model
+from flamingo_jax.interop.importing import FORMATS, Source, open_open_flamingo
+from flamingo_jax.interop.model_folder import publish, save_tensors
+
+TOKENIZER = "tokenizer.json"
 
 
-def import_gguf(path: str | pathlib.Path, out: str | pathlib.Path) -> None:
-  """Writes weights, config and tokenizer of a GGUF file; `out` appears only when all of it is there.
+def import_checkpoint(
+  form: str, path: str, out: str, *, language: str | None = None, vision: str | None = None
+) -> pathlib.Path:
+  """Writes weights, config and, for language models, the tokenizer; `out` appears only when all of it is there.
+
+  Args:
+    form: one of FORMATS, or "openflamingo".
+    path: of the checkpoint: a file, or a folder as it was published.
+    out: the model folder; a model that is there is replaced.
+    language: for OpenFlamingo, the language model it was built on.
+    vision: for OpenFlamingo, the vision encoder it was built on.
 
   Raises:
-    UserError: the file is missing or not a Llama-architecture GGUF.
+    UserError: something is missing, damaged, or of an architecture that is not known.
   """
-  path, out = pathlib.Path(path), pathlib.Path(out)
-  if not path.is_file():
-    raise UserError(f"{path}: no such file.")
-  model = GgufModel(path)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
+  source_path, out_path = existing(path), pathlib.Path(out)
+  if form != "openflamingo" and (language or vision):
+    raise UserError("--language and --vision say what an OpenFlamingo was built on; other checkpoints need none.")
+  if form == "openflamingo":
+    source = open_built_on(source_path, language, vision)
+    tokenizer_folder = existing(language)
+  else:
+    source = FORMATS[form](source_path)
+    tokenizer_folder = source_path if source_path.is_dir() else source_path.parent
+  out_path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}-") as unfinished:
     folder = pathlib.Path(unfinished) / "model"
     folder.mkdir()
-    save_model(folder, model.parameters(), model.config(), origin=path.name)
-    save_bpe(folder, **model.tokenizer())
-    publish(folder, out)
+    about = dict(kind=source.kind, family=source.family, config=dataclasses.asdict(source.config))
+    save_tensors(
+      folder, source.tensors, source.rules, source.ignored, about | dict(origin=source_path.name), source.origin
+    )
+    save_tokenizer(source, folder, tokenizer_folder)
+    publish(folder, out_path)
+  return out_path
+
+
+def existing(path: str) -> pathlib.Path:
+  if not pathlib.Path(path).exists():
+    raise UserError(f"{path}: no such file or folder.")
+  return pathlib.Path(path)
+
+
+def open_built_on(path: pathlib.Path, language: str | None, vision: str | None) -> Source:
+  """An OpenFlamingo with the models it was built on."""
+  if not language:
+    raise UserError("--language is missing: the folder of the language model that the OpenFlamingo was built on.")
+  folder = existing(language)
+  return open_open_flamingo(path, folder, existing(vision) if vision else None, added=added_tokens(folder))
+
+
+def added_tokens(language: pathlib.Path) -> int:
+  """OpenFlamingo adds <|endofchunk|> and <image>, and <PAD> where the tokenizer has no token for padding."""
+  where = language / "tokenizer_config.json"
+  if not where.is_file():
+    return 3
+  return 2 if json.loads(where.read_text()).get("pad_token") else 3
+
+
+def save_tokenizer(source: Source, folder: pathlib.Path, found: pathlib.Path) -> None:
+  """A language model's tokenizer goes with it, if there is one."""
+  if isinstance(source.tensors, GgufModel):
+    save_bpe(folder, **source.tensors.tokenizer())
+  elif source.kind != "vision" and (found / TOKENIZER).is_file():
+    check_tokenizer(found / TOKENIZER)
+    shutil.copyfile(found / TOKENIZER, folder / TOKENIZER)
+
+
+def check_tokenizer(path: pathlib.Path) -> None:
+  try:
+    tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises nothing more precise
+    raise UserError(f"{path}: not a tokenizer ({error}).") from error

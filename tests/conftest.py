@@ -1,6 +1,9 @@
 import os
 import pathlib
+from collections.abc import Callable
 
+import gguf
+import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,3 +18,46 @@ def quickstart_data() -> pathlib.Path:
   folder = ROOT / "data" / "quickstart"
   quickstart(str(folder), "unused", {}, prepare_only=True)
   return folder
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
+  """Writes a tiny Llama, two layers of width 16, as a GGUF file; returns its tensors by GGUF name."""
+  shapes = {
+    "token_embd": (40, 16),
+    "output_norm": (16,),
+    "output": (40, 16),
+    "attn_norm": (16,),
+    "attn_q": (16, 16),
+    "attn_k": (8, 16),
+    "attn_v": (8, 16),
+    "attn_output": (16, 16),
+    "ffn_norm": (16,),
+    "ffn_gate": (24, 16),
+    "ffn_up": (24, 16),
+    "ffn_down": (16, 24),
+  }
+
+  def write(path: pathlib.Path, *, architecture: str = "llama", leave_out: tuple[str, ...] = ()) -> dict:
+    random = np.random.default_rng(0)
+    whole = ("token_embd", "output_norm", "output")
+    names = [*whole, *(f"blk.{layer}.{name}" for layer in range(2) for name in shapes if name not in whole)]
+    tensors = {f"{name}.weight": random.normal(size=shapes[name.split(".")[-1]]).astype(np.float32) for name in names}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in leave_out}
+    letters = [chr(number) for number in range(ord("A"), ord("A") + 38)]
+    writer = gguf.GGUFWriter(path, architecture)
+    fields = dict(embedding_length=16, block_count=2, feed_forward_length=24, head_count=4, head_count_kv=2)
+    fields |= dict(rope_freq_base=5000.0, layer_norm_rms_eps=1e-5, tokenizer_pre="smollm")
+    fields |= dict(token_list=["<|endoftext|>", *letters, "AB"], token_merges=["A B"])
+    for name, value in fields.items():
+      if name not in leave_out:
+        getattr(writer, f"add_{name}")(value)
+    for name, tensor in tensors.items():
+      writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+  return write

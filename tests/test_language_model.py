@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from data_pipelines.build.quickstart import fetch_language_model
 from data_pipelines.tokenizer import load_tokenizer
@@ -13,7 +12,7 @@ from flamingo_jax.interop.model_folder import load_model
 from flamingo_jax.models.flamingo import FlamingoConfig, initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, group_layers
-from flamingo_jax.models.parameters import flat
+from flamingo_jax.models.parameters import flat, nested
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from launch.quickstart import gguf_member
@@ -35,12 +34,6 @@ def stored(quickstart_data):
   return parameters, DecoderConfig(**described["config"])
 
 
-def decoder_parameters(stored: dict, cross_attention=None) -> dict:
-  stacked = {path.removeprefix("layers/"): array for path, array in stored.items() if path.startswith("layers/")}
-  whole = {path: array for path, array in stored.items() if not path.startswith("layers/")}
-  return whole | group_layers(stacked, LAYERS, cross_attention)
-
-
 def test_logits_match_transformers(quickstart_data, stored, tmp_path):
   transformers = pytest.importorskip("transformers")
   torch = pytest.importorskip("torch")
@@ -54,9 +47,8 @@ def test_logits_match_transformers(quickstart_data, stored, tmp_path):
     expected = reference(torch.tensor([tokens])).logits[0].numpy()
   parameters, config = stored
   batch = jnp.asarray([tokens])
-  found = Decoder(config, jnp.float32).apply(
-    {"params": traverse_util.unflatten_dict(decoder_parameters(parameters), sep="/")}, batch, jnp.ones_like(batch)
-  )[0]
+  ours = nested(group_layers(parameters, LAYERS, None))
+  found = Decoder(config, jnp.float32).apply(ours, batch, jnp.ones_like(batch))[0]
   difference = np.abs(np.asarray(found) - expected).max()
   agreement = (np.asarray(found).argmax(-1) == expected.argmax(-1)).mean()
   print(f"largest logit difference {difference:.1e}, argmax agreement {agreement:.2%}")
@@ -87,7 +79,7 @@ def test_greedy_continuation_is_sensible(quickstart_data, stored):
     dtype="float32",
   )
   fresh = jax.jit(lambda key: flat(initialize(model, key)))(jax.random.key(0))
-  frozen = {f"language/{path}": array for path, array in decoder_parameters(parameters, cross_attention).items()}
+  frozen = {f"language/{path}": array for path, array in group_layers(parameters, LAYERS, cross_attention).items()}
   prompt = np.asarray([[tokenizer.bos, *tokenizer.encode("The capital of France is")]], np.int32)
   batch = dict(
     tokens=prompt,

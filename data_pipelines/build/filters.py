@@ -2,30 +2,17 @@
 
 import contextlib
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 
 from PIL import Image
+
+from data_pipelines.media import DECODE_ERRORS
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what the input pipeline decodes
 SMALLEST_SIDE = 64
 LARGEST_ASPECT = 3
 MOST_PIXELS = 50_000_000  # a decoded picture takes three or four bytes for each
-
-# All that Pillow's decoders are known to raise on a damaged file.
-_DECODE_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  EOFError,
-  IndexError,
-  TypeError,
-  OverflowError,
-  struct.error,
-  zlib.error,
-)
 
 
 def check_picture(data: bytes) -> str | None:
@@ -42,7 +29,7 @@ def check_picture(data: bytes) -> str | None:
       return _check_size(*picture.size) or _check_pixels(picture)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     return "too_large"
-  except _DECODE_ERRORS:
+  except DECODE_ERRORS:
     return "unsupported_format" if _is_svg(data) else "broken"
 
 

@@ -101,9 +101,12 @@ def decoded_seconds(data: bytes) -> float | None:
       stream = container.streams.video[0]
       frame_seconds = float(1 / stream.average_rate) if stream.average_rate else 0.0
       frames, end = 0, 0.0
-      for frame in container.decode(stream):
-        frames += 1
-        end = max(end, float(frame.time or 0) + frame_seconds)
+      for packet in container.demux(stream):
+        if packet.is_corrupt:  # cut off within a frame, which may still decode
+          return None
+        for frame in packet.decode():
+          frames += 1
+          end = max(end, float(frame.time or 0) + frame_seconds)
   except (av.FFmpegError, ValueError):
     return None
   # A file that was cut off decodes without complaint up to the cut. Not every container tells its number of frames.

@@ -1,25 +1,15 @@
-"""Reads Llama-architecture GGUF files: weights dequantized to float32, configuration, byte-level BPE tokenizer."""
+"""Llama-architecture GGUF files: weights dequantized to float32, configuration, byte-level BPE tokenizer."""
 
+import dataclasses
 import pathlib
 
 import gguf
 import numpy as np
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.language_rules import language_rules
+from flamingo_jax.interop.rules import Rule
 from flamingo_jax.models.language.decoder import DecoderConfig
-
-# Parameter path within a decoder layer -> name within a GGUF block.
-LAYER_TENSORS = {
-  "attention_norm/scale": "attn_norm",
-  "attention/query/kernel": "attn_q",
-  "attention/key/kernel": "attn_k",
-  "attention/value/kernel": "attn_v",
-  "attention/output/kernel": "attn_output",
-  "feed_forward_norm/scale": "ffn_norm",
-  "feed_forward/gate/kernel": "ffn_gate",
-  "feed_forward/up/kernel": "ffn_up",
-  "feed_forward/down/kernel": "ffn_down",
-}
 
 
 class GgufModel:
@@ -39,19 +29,26 @@ class GgufModel:
     if architecture != "llama":
       raise UserError(f"{path}: architecture is {architecture!r}; only 'llama' is read from GGUF.")
     self.tensors = {tensor.name: tensor for tensor in self.reader.tensors}
+    self.names = sorted(self.tensors)
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Of a weight, outputs first."""
+    return tuple(int(length) for length in reversed(self.tensors[name].shape))
+
+  def dtype(self, name: str) -> np.dtype:
+    """What a weight is once it has been dequantized."""
+    return np.dtype(np.float32)
+
+  def read(self, name: str) -> np.ndarray:
+    """A weight as float32, outputs first."""
+    found = self.tensors[name]
+    return gguf.dequantize(found.data, found.tensor_type).astype(np.float32)
 
   def field(self, name: str):
     """The value of a metadata field."""
     if name not in self.reader.fields:
       raise UserError(f"{self.path}: the metadata field {name!r} is missing.")
     return self.reader.fields[name].contents()
-
-  def tensor(self, name: str) -> np.ndarray:
-    """A weight as float32, outputs first."""
-    if name not in self.tensors:
-      raise UserError(f"{self.path}: the tensor {name!r} is missing.")
-    found = self.tensors[name]
-    return gguf.dequantize(found.data, found.tensor_type).astype(np.float32)
 
   def config(self) -> DecoderConfig:
     """The architecture that the metadata describes."""
@@ -68,17 +65,6 @@ class GgufModel:
       extra_tokens=0,
     )
 
-  def parameters(self) -> dict[str, np.ndarray]:
-    """Float32 parameters by path; those of the layers are stacked [layers, ...] under `layers/`."""
-    config = self.config()
-    parameters = {"embeddings": self.tensor("token_embd.weight"), "norm/scale": self.tensor("output_norm.weight")}
-    if not config.tied_embeddings:
-      parameters["unembeddings"] = self.tensor("output.weight")
-    for path, name in LAYER_TENSORS.items():
-      layers = [self.tensor(f"blk.{layer}.{name}.weight") for layer in range(config.layers)]
-      parameters[f"layers/{path}"] = np.stack([to_kernel(path, weight, config) for weight in layers])
-    return parameters
-
   def tokenizer(self) -> dict:
     """The byte-level BPE: vocabulary, merges, the pre-tokenizer's name and the ids of the special tokens."""
     return dict(
@@ -88,26 +74,54 @@ class GgufModel:
     )
 
 
-def to_kernel(path: str, weight: np.ndarray, config: DecoderConfig) -> np.ndarray:
-  """A GGUF weight [out, in] to the layout of our kernel at `path` (inputs first, heads apart)."""
-  width = config.head_width
-  match path:
-    case "attention/query/kernel":
-      return unpair(weight, config.heads, width)
-    case "attention/key/kernel":
-      return unpair(weight, config.key_value_heads, width)
-    case "attention/value/kernel":
-      return weight.T.reshape(-1, config.key_value_heads, width)
-    case "attention/output/kernel":
-      return weight.T.reshape(config.heads, width, -1)
-    case _:
-      return weight.T
+# How the names of transformers' Llama, which our rules are written for, are changed.
+LLAMA_NAMES = {
+  "model.embed_tokens": "token_embd",
+  "model.norm": "output_norm",
+  "lm_head": "output",
+  "model.layers": "blk",
+  "input_layernorm": "attn_norm",
+  "self_attn.q_proj": "attn_q",
+  "self_attn.k_proj": "attn_k",
+  "self_attn.v_proj": "attn_v",
+  "self_attn.o_proj": "attn_output",
+  "post_attention_layernorm": "ffn_norm",
+  "mlp.gate_proj": "ffn_gate",
+  "mlp.up_proj": "ffn_up",
+  "mlp.down_proj": "ffn_down",
+}
 
 
-def unpair(weight: np.ndarray, heads: int, width: int) -> np.ndarray:
+def gguf_rules(config: DecoderConfig) -> list[Rule]:
+  """Llama's rules under GGUF's names; queries and keys lie otherwise."""
+  return [gguf_rule(rule, config) for rule in language_rules("llama", config)]
+
+
+def gguf_rule(rule: Rule, config: DecoderConfig) -> Rule:
+  rule = dataclasses.replace(rule, names=tuple(gguf_name(name) for name in rule.names))
+  heads = {"layers/attention/query/kernel": config.heads, "layers/attention/key/kernel": config.key_value_heads}
+  count = heads.get(rule.parts[0].path)
+  if count is None:
+    return rule
+  return dataclasses.replace(
+    rule, split=lambda x: rule.split(unpair(x, count)), join=lambda kernel: pair(rule.join(kernel), count)
+  )
+
+
+def gguf_name(name: str) -> str:
+  for theirs, ours in LLAMA_NAMES.items():
+    name = name.replace(theirs, ours)
+  return name
+
+
+def unpair(weight: np.ndarray, heads: int) -> np.ndarray:
   """Undoes GGUF's rotary layout, which sets rotated pairs side by side; ours pairs first half with second half."""
-  paired = weight.reshape(heads, width // 2, 2, -1)
-  return paired.swapaxes(1, 2).reshape(heads * width, -1).T.reshape(-1, heads, width)
+  return weight.reshape(heads, -1, 2, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def pair(weight: np.ndarray, heads: int) -> np.ndarray:
+  """The inverse of `unpair`."""
+  return weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def shortest(stored: float) -> float:

@@ -5,33 +5,79 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.rules import Rule, Tensors, check_tensors, layouts, ours_from
+from flamingo_jax.interop.safetensors_files import SafetensorsFile, TensorWriter, raw_bytes
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 
 
 def save_model(directory: pathlib.Path, parameters: dict[str, np.ndarray], config: object, origin: str) -> None:
-  """Writes a model folder beside its final place, for `publish` to move there.
+  """Writes parameters that are in memory; see `save_tensors`.
 
   Args:
-    directory: an existing folder.
+    directory: an existing folder, beside the final place, for `publish` to move there.
     parameters: flat, path -> array.
     config: the dataclass of the architecture.
     origin: where the weights came from, for people.
   """
-  save_file({path: np.ascontiguousarray(array) for path, array in parameters.items()}, directory / "model.safetensors")
-  described = dict(config=dataclasses.asdict(config), origin=origin, hash=content_hash(parameters))
-  (directory / "config.json").write_text(json.dumps(described, indent=2))
+  save_file({path: np.ascontiguousarray(array) for path, array in parameters.items()}, directory / WEIGHTS)
+  describe(directory, dict(config=dataclasses.asdict(config), origin=origin))
+
+
+def save_tensors(
+  directory: pathlib.Path,
+  tensors: Tensors,
+  rules: Sequence[Rule],
+  ignored: Sequence[str],
+  about: dict,
+  origin: str = "",
+) -> None:
+  """Writes a foreign checkpoint as a model, one tensor at a time.
+
+  Args:
+    directory: an existing folder, beside the final place, for `publish` to move there.
+    tensors: the foreign ones.
+    rules: from them to ours.
+    ignored: patterns of foreign names that are known and not wanted.
+    about: what `config.json` says beside the hash.
+    origin: what the checkpoint seems to have been made for.
+
+  Raises:
+    UserError: the tensors do not fit the rules, or the disk refuses.
+  """
+  check_tensors(tensors, rules, ignored, origin)
+  layout = {path: (array.shape, array.dtype) for path, array in layouts(tensors, rules).items()}
+  with TensorWriter(directory / WEIGHTS, layout) as writer:
+    for part, values in ours_from(tensors, rules):
+      writer.write(part.path, values, part.layer)
+  describe(directory, about)
+
+
+def describe(directory: pathlib.Path, about: dict) -> None:
+  """Writes `config.json` beside weights that are complete."""
+  described = about | dict(hash=content_hash_of(directory / WEIGHTS))
+  (directory / DESCRIPTION).write_text(json.dumps(described, indent=2))
 
 
 def publish(unfinished: pathlib.Path, directory: pathlib.Path) -> None:
-  """Moves a finished folder to its place in one step, so that a killed import leaves nothing that looks complete."""
+  """Moves a finished folder to its place, so that a killed import leaves nothing that looks complete.
+
+  A model that was there goes beside `unfinished`, in the caller's temporary folder.
+
+  Raises:
+    UserError: something else than a model is there.
+  """
   if directory.exists():
-    shutil.rmtree(directory)
+    if any(directory.iterdir()) and not (directory / WEIGHTS).exists():
+      raise UserError(f"{directory}: not empty, and not a model folder (no model.safetensors). Choose another.")
+    os.replace(directory, unfinished.with_name("replaced"))
   directory.parent.mkdir(parents=True, exist_ok=True)
   os.replace(unfinished, directory)
 
@@ -43,30 +89,45 @@ def load_model(directory: str | pathlib.Path) -> tuple[dict[str, np.ndarray], di
     UserError: files are missing or damaged, or the weights are not the ones that were written.
   """
   directory = pathlib.Path(directory)
-  for name in ("model.safetensors", "config.json"):
+  for name in (WEIGHTS, DESCRIPTION):
     if not (directory / name).is_file():
       raise UserError(f"{directory / name}: missing. A model folder is written by `flamingo import --out {directory}`.")
   try:
-    parameters = load_file(directory / "model.safetensors")
-    described = json.loads((directory / "config.json").read_text())
-  except (SafetensorError, ValueError) as error:
+    parameters = load_file(directory / WEIGHTS)
+    described = json.loads((directory / DESCRIPTION).read_text())
+    written = described["hash"]
+  except (SafetensorError, ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"{directory}: the model folder is damaged ({error}). Delete it and import the model again."
     ) from error
   found = content_hash(parameters)
-  if found != described["hash"]:
-    says = described["hash"][:12]
+  if found != written:
     raise UserError(
-      f"{directory}: the weights hash to {found[:12]}, config.json says {says}. Delete it and import the model again."
+      f"{directory}: the weights hash to {found[:12]}, config.json says {written[:12]}. "
+      "Delete it and import the model again."
     )
   return parameters, described
 
 
-def content_hash(parameters: dict[str, np.ndarray]) -> str:
+def content_hash(parameters: Mapping[str, np.ndarray]) -> str:
   """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+  return hash_tensors(
+    (path, array.dtype, array.shape, [raw_bytes(array)]) for path, array in sorted(parameters.items())
+  )
+
+
+def content_hash_of(path: pathlib.Path) -> str:
+  """`content_hash` of the parameters in a safetensors file, read in chunks. Raises UserError when it is damaged."""
+  file = SafetensorsFile(path)
+  tensors = sorted(file.entries.items())
+  return hash_tensors((name, entry.dtype, entry.shape, file.chunks(name)) for name, entry in tensors)
+
+
+def hash_tensors(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterable[np.ndarray]]]) -> str:
+  """SHA-256 over names, dtypes, shapes and the chunks uint8 [n] of the bytes, in the order given."""
   digest = hashlib.sha256()
-  for path in sorted(parameters):
-    array = np.ascontiguousarray(parameters[path])
-    digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-    digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+  for name, dtype, shape, chunks in tensors:
+    digest.update(f"{name} {dtype} {shape}\n".encode())
+    for chunk in chunks:
+      digest.update(chunk)
   return digest.hexdigest()

@@ -10,12 +10,20 @@ from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """Sizes of a pre-norm transformer encoder."""
+  """Sizes of a pre-norm transformer encoder, and where its published kin differ."""
 
   width: int = 256
   layers: int = 4
   heads: int = 4
-  feed_forward_multiplier: int = 4
+  feed_forward_multiplier: float = 4.0
+  activation: str = "gelu"
+  attention_bias: bool = False  # of the queries, keys, values and outputs
+  norm_epsilon: float = 1e-5
+  final_norm: bool = True
+
+  @property
+  def feed_forward_width(self) -> int:
+    return round(self.width * self.feed_forward_multiplier)
 
 
 class Encoder(nn.Module):
@@ -26,30 +34,37 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, present=None):
+    config = self.config
     mask = None if present is None else jnp.broadcast_to(present[:, None, :], (*present.shape, present.shape[1]))
     layers = nn.scan(
       EncoderLayer,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,
-      length=self.config.layers,
+      length=config.layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = layers(self.config, self.dtype, name="layers")(x, mask)
-    return layer_norm(dtype=self.dtype, name="norm")(x)
+    x, _ = layers(config, self.dtype, name="layers")(x, mask)
+    if not config.final_norm:
+      return x
+    return layer_norm(dtype=self.dtype, epsilon=config.norm_epsilon, name="norm")(x)
 
 
 class EncoderLayer(nn.Module):
-  """Self-attention and a GELU feed-forward block, both residual, both after LayerNorm."""
+  """Self-attention and a feed-forward block, both residual, both after LayerNorm."""
 
   config: EncoderConfig
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x, mask):
-    width, heads = self.config.width, self.config.heads
-    normed = layer_norm(dtype=self.dtype, name="attention_norm")(x)
-    x = x + CrossAttention(heads, width // heads, self.dtype, name="attention")(normed, normed, mask)
-    normed = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
-    hidden = width * self.config.feed_forward_multiplier
-    return x + FeedForward(hidden, "gelu", self.dtype, bias=True, name="feed_forward")(normed), None
+    config = self.config
+    head_width = config.width // config.heads
+    attend = CrossAttention(config.heads, head_width, self.dtype, bias=config.attention_bias, name="attention")
+    normed = self.norm("attention_norm")(x)
+    x = x + attend(normed, normed, mask)
+    feed = FeedForward(config.feed_forward_width, config.activation, self.dtype, bias=True, name="feed_forward")
+    return x + feed(self.norm("feed_forward_norm")(x)), None
+
+  def norm(self, name: str) -> nn.Module:
+    return layer_norm(dtype=self.dtype, epsilon=self.config.norm_epsilon, name=name)

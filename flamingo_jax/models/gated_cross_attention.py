@@ -6,19 +6,27 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
+from flamingo_jax.ops.layers import NORMS, CrossAttention, FeedForward
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedCrossAttentionConfig:
-  """Where the gated layers stand and how wide they are (paper, section 2.2 and table 4)."""
+  """Where the gated layers stand and how they are made (paper, section 2.2 and table 4)."""
 
   every: int = 1  # a gated layer stands before language layers offset, offset + every, ...
   offset: int = 0
+  after: bool = False  # they stand after those layers instead
   heads: int = 16
   head_width: int = 128
-  feed_forward_multiplier: int = 4
+  feed_forward_multiplier: float = 4.0
   activation: str = "squared_relu"
+  gated_feed_forward: bool = False
+  norm: str = "layer"
+  norm_epsilon: float = 1e-5
+  head_norm: str = ""  # of queries and keys, such as "rms"; empty: none
+  vector_gates: bool = False  # a gate for every channel instead of one for the layer
+  previous_media: bool = False  # text reads all media up to its own, not its own alone
+  blind_sees_all: bool = False  # as OpenFlamingo does with previous_media; only to compare with it
 
 
 class GatedCrossAttention(nn.Module):
@@ -38,14 +46,26 @@ class GatedCrossAttention(nn.Module):
     mask: Bool[Array, "B L M"],
   ) -> Float[Array, "B L D"]:
     config = self.config
-    normed = layer_norm(dtype=self.dtype, name="attention_norm")(text)
-    seen = CrossAttention(config.heads, config.head_width, self.dtype, name="attention")(normed, media, mask)
-    text = text + self.gate("attention_gate") * seen
-    normed = layer_norm(dtype=self.dtype, name="feed_forward_norm")(text)
-    hidden = text.shape[-1] * config.feed_forward_multiplier
-    fed = FeedForward(hidden, config.activation, self.dtype, name="feed_forward")(normed)
-    return text + self.gate("feed_forward_gate") * fed
+    normed = self.norm("attention_norm")(text)
+    attend = CrossAttention(
+      config.heads,
+      config.head_width,
+      self.dtype,
+      config.head_norm,
+      config.norm_epsilon,
+      config.blind_sees_all,
+      name="attention",
+    )
+    text = text + self.gate("attention_gate", text.shape[-1]) * attend(normed, media, mask)
+    normed = self.norm("feed_forward_norm")(text)
+    hidden = round(text.shape[-1] * config.feed_forward_multiplier)
+    feed = FeedForward(hidden, config.activation, self.dtype, config.gated_feed_forward, name="feed_forward")
+    return text + self.gate("feed_forward_gate", text.shape[-1]) * feed(normed)
 
-  def gate(self, name: str) -> Array:
-    scale = self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, ()), ())
+  def norm(self, name: str) -> nn.Module:
+    return NORMS[self.config.norm](dtype=self.dtype, epsilon=self.config.norm_epsilon, name=name)
+
+  def gate(self, name: str, width: int) -> Array:
+    shape, axes = ((width,), ("norm",)) if self.config.vector_gates else ((), ())
+    scale = self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
     return jnp.tanh(scale.astype(jnp.float32)).astype(self.dtype)

@@ -17,9 +17,12 @@ class PerceiverResamplerConfig:
   layers: int = 6
   latents: int = 64
   heads: int = 16
-  feed_forward_multiplier: int = 4
-  frames: int = 8  # temporal embeddings; more frames than this interpolate them
+  head_width: int = 0  # 0: the width divided by the heads
+  feed_forward_multiplier: float = 4.0
+  frames: int = 8  # temporal embeddings; more frames than this interpolate them; 0: none
+  media: int = 0  # embeddings of a medium's place among the others, as some implementations have; 0: none
   activation: str = "squared_relu"
+  head_norm: str = ""  # of queries and keys, such as "layer"; empty: none
 
 
 class PerceiverResampler(nn.Module):
@@ -35,19 +38,14 @@ class PerceiverResampler(nn.Module):
   def __call__(self, features: Float[Array, "B N F S V"], media_mask: Bool[Array, "B N F"]) -> Float[Array, "B N R V"]:
     config = self.config
     batch, slots, frames, positions, width = features.shape
-    embeddings = self.param(
-      "temporal_embeddings",
-      nn.with_logical_partitioning(nn.initializers.normal(0.02), ("frames", "embed")),
-      (config.frames, width),
-    )
-    features = features + at_frames(embeddings, frames).astype(self.dtype)[:, None, :]
+    if config.frames:
+      embeddings = self.table("temporal_embeddings", "frames", config.frames, width)
+      features = features + at_frames(embeddings, frames)[:, None, :]
+    if config.media:
+      features = features + self.table("media_embeddings", "media", config.media, width)[:slots, None, None, :]
     features = features.reshape(batch * slots, frames * positions, width)
-    latents = self.param(
-      "latents",
-      nn.with_logical_partitioning(nn.initializers.normal(0.02), ("latents", "embed")),
-      (config.latents, width),
-    )
-    x = jnp.broadcast_to(latents.astype(self.dtype), (batch * slots, config.latents, width))
+    latents = self.table("latents", "latents", config.latents, width)
+    x = jnp.broadcast_to(latents, (batch * slots, config.latents, width))
     seen = jnp.repeat(media_mask.reshape(batch * slots, frames), positions, axis=-1)
     mask = jnp.concatenate([seen, jnp.ones((batch * slots, config.latents), bool)], axis=-1)
     mask = jnp.broadcast_to(mask[:, None, :], (batch * slots, config.latents, mask.shape[-1]))
@@ -62,6 +60,11 @@ class PerceiverResampler(nn.Module):
     x, _ = layers(config, self.dtype, name="layers")(x, features, mask)
     return layer_norm(dtype=self.dtype, name="norm")(x).reshape(batch, slots, config.latents, width)
 
+  def table(self, name: str, axis: str, rows: int, width: int) -> Float[Array, "rows V"]:
+    """A learned table, in the dtype of the computation."""
+    small = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
+    return self.param(name, small, (rows, width)).astype(self.dtype)
+
 
 class ResamplerLayer(nn.Module):
   """Latents attend to the features and to themselves, then a feed-forward block; both residual."""
@@ -75,10 +78,11 @@ class ResamplerLayer(nn.Module):
     media = layer_norm(dtype=self.dtype, name="features_norm")(features)
     latents = layer_norm(dtype=self.dtype, name="latents_norm")(x)
     context = jnp.concatenate([media, latents], axis=1)
-    heads = self.config.heads
-    x = x + CrossAttention(heads, width // heads, self.dtype, name="attention")(latents, context, mask)
+    heads, head_width = self.config.heads, self.config.head_width or width // self.config.heads
+    attend = CrossAttention(heads, head_width, self.dtype, self.config.head_norm, name="attention")
+    x = x + attend(latents, context, mask)
     normed = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
-    hidden = width * self.config.feed_forward_multiplier
+    hidden = round(width * self.config.feed_forward_multiplier)
     return x + FeedForward(hidden, self.config.activation, self.dtype, name="feed_forward")(normed), None
 
 

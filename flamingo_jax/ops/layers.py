@@ -1,5 +1,6 @@
 """Linear maps, norms and the feed-forward block, with the logical axis names that sharding reads."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -19,7 +20,10 @@ def squared_relu(x: Array) -> Array:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   "squared_relu": squared_relu,
+  "relu": nn.relu,
   "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+  "gelu_tanh": jax.nn.gelu,
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "silu": nn.silu,
 }
 
@@ -47,18 +51,20 @@ def linear(features: int | Sequence[int], axes: Sequence[str], *, dtype, name: s
   )
 
 
-def layer_norm(*, dtype, name: str) -> nn.LayerNorm:
+def layer_norm(*, dtype, name: str | None, epsilon: float = 1e-5, bias: bool = True) -> nn.LayerNorm:
   """LayerNorm with scale and bias, statistics in float32."""
   return nn.LayerNorm(
-    epsilon=1e-5,
+    epsilon=epsilon,
     dtype=dtype,
+    use_bias=bias,
+    use_fast_variance=False,  # the fast one is inexact where a row varies little about a large mean
     scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
     name=name,
   )
 
 
-def rms_norm(epsilon: float, *, dtype, name: str) -> nn.RMSNorm:
+def rms_norm(*, dtype, name: str | None, epsilon: float = 1e-5) -> nn.RMSNorm:
   """RMSNorm with scale, statistics in float32."""
   return nn.RMSNorm(
     epsilon=epsilon,
@@ -66,6 +72,13 @@ def rms_norm(epsilon: float, *, dtype, name: str) -> nn.RMSNorm:
     scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
     name=name,
   )
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+  "rms": rms_norm,
+  "layer": layer_norm,
+  "layer_without_bias": functools.partial(layer_norm, bias=False),
+}
 
 
 class FeedForward(nn.Module):
@@ -89,22 +102,44 @@ class FeedForward(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Multi-head attention of queries over a context of another width; linear maps without bias.
+  """Multi-head attention of queries over a context of another width.
 
   Self-attention without positions is the case where the context is the query itself.
+
+  Attributes:
+    heads: H.
+    head_width: K.
+    dtype: of the computation.
+    head_norm: of queries and keys, one name of NORMS over the head width; empty: none.
+    norm_epsilon: of that norm.
+    blind_sees_all: a query that may see nothing gets the mean of all values instead of zero. That is a mistake of
+      OpenFlamingo's all-previous mode, kept only to compare with it.
+    bias: of the four linear maps.
   """
 
   heads: int
   head_width: int
   dtype: jnp.dtype
+  head_norm: str = ""
+  norm_epsilon: float = 1e-5
+  blind_sees_all: bool = False
+  bias: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B L D"], context: Float[Array, "B S C"], mask: Array | None = None
   ) -> Float[Array, "B L D"]:
     shape, axes = (self.heads, self.head_width), ("embed", "heads", "head_width")
-    query = linear(shape, axes, dtype=self.dtype, name="query")(x)
-    key = linear(shape, axes, dtype=self.dtype, name="key")(context)
-    value = linear(shape, axes, dtype=self.dtype, name="value")(context)
+    query = linear(shape, axes, dtype=self.dtype, name="query", bias=self.bias)(x)
+    key = linear(shape, axes, dtype=self.dtype, name="key", bias=self.bias)(context)
+    value = linear(shape, axes, dtype=self.dtype, name="value", bias=self.bias)(context)
+    if self.head_norm:
+      norm = NORMS[self.head_norm]
+      query = norm(dtype=self.dtype, epsilon=self.norm_epsilon, name="query_norm")(query)
+      key = norm(dtype=self.dtype, epsilon=self.norm_epsilon, name="key_norm")(key)
+    if self.blind_sees_all and mask is not None:
+      sees = mask.any(axis=-1, keepdims=True)
+      query, mask = jnp.where(sees[..., None], query, 0), mask | ~sees
     attended = attention(query, key, value, mask)
-    return linear(x.shape[-1], ("heads", "head_width", "embed"), dtype=self.dtype, name="output", fold=2)(attended)
+    axes = ("heads", "head_width", "embed")
+    return linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=self.bias)(attended)

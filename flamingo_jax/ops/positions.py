@@ -1,7 +1,8 @@
-"""Where tokens stand: positions within a document, and rotary embeddings."""
+"""Where tokens stand: positions within a document, and the ways in which attention is told of them."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -12,12 +13,48 @@ def segment_positions(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
   return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
-def rotate(x: Float[Array, "B L H K"], positions: Int[Array, "B L"], base: float) -> Float[Array, "B L H K"]:
-  """Rotary position embedding (Su et al., 2021), first half paired with second half, angles in float32."""
-  half = x.shape[-1] // 2
+def rotate(
+  x: Float[Array, "B L H K"], positions: Int[Array, "B L"], base: float, share: float = 1.0
+) -> Float[Array, "B L H K"]:
+  """Rotary position embedding (Su et al., 2021), first half paired with second half, angles in float32.
+
+  Only the first `share` of each head is rotated (GPT-NeoX).
+  """
+  turned = round(x.shape[-1] * share)
+  half = turned // 2
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
   cosine, sine = jnp.cos(angles), jnp.sin(angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+  first, second, rest = jnp.split(x.astype(jnp.float32), [half, turned], axis=-1)
+  rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
   return rotated.astype(x.dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+  """How fast attention falls with distance, a head: float32 [H] (Press et al., 2022, section 3)."""
+  power = 2 ** int(np.ceil(np.log2(heads)))
+  slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+  if power != heads:  # every second slope of the next power of two, then the others
+    slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+  return slopes.astype(np.float32)
+
+
+def alibi_bias(positions: Int[Array, "B L"], heads: int) -> Float[Array, "B H L L"]:
+  """What ALiBi adds to the scores: minus the distance to the key, times the head's slope."""
+  distance = positions[:, :, None] - positions[:, None, :]
+  return -distance[:, None].astype(jnp.float32) * alibi_slopes(heads)[:, None, None]
+
+
+def sinusoids(length: int, width: int) -> Float[Array, "L D"]:
+  """Sines, then cosines, of positions 0 ... length - 1 (Vaswani et al., 2017, section 3.5)."""
+  frequencies = 10_000.0 ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
+  angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def by_distance(scores: Float[Array, "B H L T"]) -> Float[Array, "B H L L"]:
+  """Scores of the distances 0 ... T - 1 to scores of the keys: key s of query l is l - s away. Later keys are left
+  to the causal mask."""
+  places = jnp.arange(scores.shape[2])
+  distance = jnp.maximum(places[:, None] - places[None, :], 0)
+  return jnp.take_along_axis(scores, jnp.broadcast_to(distance, (1, 1, *distance.shape)), axis=-1)

@@ -62,10 +62,17 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-  """The parameters that stay: host arrays by path, and a content hash for each part they came from."""
+  """The parameters that are not drawn at random.
+
+  Attributes:
+    parameters: those that stay as they are, host arrays by path.
+    hashes: a content hash for each part they came from.
+    start: trained ones that begin from these values, by path; the others are drawn.
+  """
 
   parameters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+  start: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 Evaluate = Callable[[Parameters, Mesh, bool], dict[str, float]]  # (all parameters, mesh, is baseline) -> metrics
@@ -97,12 +104,12 @@ def train(
   """
   mesh = make_mesh(config.mesh)
   check_rows(feed.rows, mesh)
-  optimizer = make_optimizer(config.optimizer, config.total_steps)
   rate = learning_rate(config.optimizer, config.total_steps)
+  optimizer = make_optimizer(config.optimizer, rate)
   step_function = jax.jit(make_train_step(objective, optimizer, rate, feed.weights), donate_argnums=0)
   with mesh:
     held = place_frozen(objective, frozen, mesh, config)
-    state = initial_state(objective, optimizer, mesh, config.trainable, config.seed)
+    state = begin_from(frozen.start, initial_state(objective, optimizer, mesh, config.trainable, config.seed))
     claim_workdir(workdir, record)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
@@ -158,17 +165,29 @@ def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: Train
   return {path: jax.device_put(frozen.parameters[path].astype(dtype), shardings[path]) for path in expected}
 
 
+def begin_from(start: dict[str, np.ndarray], state: State) -> State:
+  """Puts the values that trained parameters begin from in the place of those that were drawn.
+
+  Raises:
+    UserError: parameters that the model does not train, or of another shape, all at once.
+  """
+  known = {path: array for path, array in state.trainable.items() if path in start}
+  check_parameters(known, start)
+  placed = {path: jax.device_put(start[path].astype(array.dtype), array.sharding) for path, array in known.items()}
+  return state.replace(trainable={**state.trainable, **placed})
+
+
 def check_parameters(expected: dict, found: dict[str, np.ndarray]) -> None:
-  """Compares frozen parameters with the model's, and names everything that does not fit."""
+  """Compares given parameters with the model's, and names everything that does not fit."""
   faults = [f"  {path} {shape.shape}: missing" for path, shape in expected.items() if path not in found]
   faults += [f"  {path} {array.shape}: not in the model" for path, array in found.items() if path not in expected]
   faults += [
-    f"  {path}: the model has {shape.shape}, the frozen weights {found[path].shape}"
+    f"  {path}: the model has {shape.shape}, the weights {found[path].shape}"
     for path, shape in expected.items()
     if path in found and found[path].shape != shape.shape
   ]
   if faults:
-    raise UserError("The frozen weights do not fit the model:\n" + "\n".join(faults))
+    raise UserError("The weights do not fit the model:\n" + "\n".join(faults))
 
 
 def timing(batches: HostBatches, began: float, waited: float) -> dict[str, float]:

@@ -28,8 +28,11 @@ def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
     faults.append(f"optimizer.schedule is {config.schedule!r}; it is 'constant' or 'linear'.")
   if config.schedule == "linear" and config.warmup_steps >= total_steps:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps.")
-  if config.learning_rate <= 0:
-    faults.append(f"optimizer.learning_rate is {config.learning_rate}; it is above 0.")
+  if config.warmup_steps < 0:
+    faults.append(f"optimizer.warmup_steps is {config.warmup_steps}; it is not negative.")
+  for field in ("learning_rate", "clip_norm"):
+    if getattr(config, field) <= 0:
+      faults.append(f"optimizer.{field} is {getattr(config, field)}; it is above 0.")
   return faults
 
 
@@ -49,12 +52,12 @@ def decayed(config: OptimizerConfig, paths: list[str]) -> dict[str, bool]:
   return {path: not any(re.search(pattern, path) for pattern in config.no_decay) for path in paths}
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-  """Clips once, on the sum of all streams' gradients, then AdamW."""
+def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+  """Clips once, on the sum of all streams' gradients, then AdamW with `rate`, such as from `learning_rate`."""
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.adamw(
-      learning_rate(config, total_steps),
+      rate,
       b1=config.beta1,
       b2=config.beta2,
       eps=config.epsilon,

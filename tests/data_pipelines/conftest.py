@@ -4,6 +4,9 @@ import random
 import av
 import pytest
 from PIL import Image
+from tokenizers import pre_tokenizers
+
+from data_pipelines.tokenizer import load_tokenizer, save_bpe
 
 
 @pytest.fixture(scope="session")
@@ -20,19 +23,44 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def film(tmp_path_factory):
-  """Makes the bytes of an MP4 of 30 frames, 10 a second."""
+def encode_film(tmp_path_factory):
+  """Makes the bytes of an MP4 of the given pictures, 10 a second."""
 
-  def make(faststart: bool = True) -> bytes:
+  def make(pictures: list[Image.Image], faststart: bool = True) -> bytes:
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     with av.open(path, "w", options={"movflags": "faststart"} if faststart else {}) as container:
-      stream = container.add_stream("mpeg4", rate=10)
-      stream.width, stream.height = 64, 64
-      noise = random.Random(0)
-      for _ in range(30):
-        frame = av.VideoFrame.from_image(Image.frombytes("RGB", (64, 64), noise.randbytes(3 * 64 * 64)))
-        container.mux(stream.encode(frame))
+      stream = container.add_stream("mpeg4", rate=10, options={"qmin": "1", "qmax": "1"})  # nearly without loss
+      stream.width, stream.height = pictures[0].size
+      stream.gop_size = 1  # equal pictures give equal frames
+      for picture in pictures:
+        container.mux(stream.encode(av.VideoFrame.from_image(picture)))
       container.mux(stream.encode(None))
     return path.read_bytes()
 
   return make
+
+
+@pytest.fixture(scope="session")
+def film(encode_film):
+  """Makes the bytes of an MP4 of 30 frames of noise, 10 a second."""
+
+  def make(faststart: bool = True) -> bytes:
+    noise = random.Random(0)
+    pictures = [Image.frombytes("RGB", (64, 64), noise.randbytes(3 * 64 * 64)) for _ in range(30)]
+    return encode_film(pictures, faststart)
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+  """A byte-level BPE with three merges; like a GPT-2's, it has one token of its own to begin and to end a document."""
+  folder = tmp_path_factory.mktemp("tokenizer")
+  bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+  save_bpe(folder, ["<|endoftext|>", *bytes_, "th", "the", "Ġthe"], ["t h", "th e", "Ġ the"], "gpt-2")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+  return load_tokenizer(tokenizer_folder)

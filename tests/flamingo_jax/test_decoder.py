@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
-from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, Media, gated_layers, group_layers, plan_groups
+from flamingo_jax.models.language.decoder import (
+  Decoder,
+  DecoderConfig,
+  Media,
+  gated_layers,
+  group_layers,
+  plan_groups,
+  ungroup_layers,
+)
 from flamingo_jax.models.parameters import nested
 
 SIZES = dict(vocabulary=11, width=8, heads=4, key_value_heads=2, feed_forward_width=12, rope_base=50.0)
@@ -44,9 +52,7 @@ def initializer(config: DecoderConfig, cross_attention: GatedCrossAttentionConfi
 
 def grouped(plain: dict, layers: int, cross_attention: GatedCrossAttentionConfig) -> dict:
   """The weights of a plain decoder, laid out for one with gated layers."""
-  stacked = {path.removeprefix("prefix/"): array for path, array in plain.items() if path.startswith("prefix/")}
-  whole = {path: array for path, array in plain.items() if not path.startswith("prefix/")}
-  return whole | group_layers(stacked, layers, cross_attention)
+  return group_layers(ungroup_layers(plain), layers, cross_attention)
 
 
 def numpy_llama(reference, config: DecoderConfig, weights: dict) -> np.ndarray:
@@ -56,7 +62,7 @@ def numpy_llama(reference, config: DecoderConfig, weights: dict) -> np.ndarray:
     return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + config.norm_epsilon) * scale
 
   def turn(x):
-    half = config.head_width // 2
+    half = config.key_width // 2
     angles = np.arange(x.shape[1])[:, None, None] * config.rope_base ** (-np.arange(half) / half)
     turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
     return np.concatenate([turned.real, turned.imag], axis=-1)
@@ -133,7 +139,7 @@ def test_gated_layers_stand_before_the_layers_they_are_said_to(forward, random_p
   every_gated = gated | grouped(plain, layers, cross_attention)
   places = gated_layers(layers, cross_attention)
   plan = plan_groups(layers, cross_attention)
-  assert len(places) == plan.groups + (plan.tail > 0)
+  assert len(places) == plan.groups + (plan.tail is not None)
   for number, place in enumerate(places):
     stack, index = ("groups", number) if number < plan.groups else ("tail", ...)
     one_open = dict(every_gated)
@@ -162,8 +168,8 @@ def test_as_many_gated_layers_as_in_the_paper(layers, every, offset, count, last
   assert len(places) == count
   assert (places[0], places[-1]) == (offset, last)
   plan = plan_groups(layers, gated_every(every, offset))
-  assert plan.prefix + plan.groups * plan.group_layers + plan.tail == layers
-  assert plan.groups + (plan.tail > 0) == count
+  assert plan.prefix + plan.groups * plan.group_layers + (plan.tail or 0) == layers
+  assert plan.groups + (plan.tail is not None) == count
 
 
 def test_only_the_extra_rows_of_the_table_see_extra_tokens(jit, random_parameters):

@@ -4,32 +4,45 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttention, GatedCrossAttentionConfig
 from flamingo_jax.ops.attention import attention, causal_mask
-from flamingo_jax.ops.layers import FeedForward, linear, rms_norm
-from flamingo_jax.ops.positions import rotate, segment_positions
+from flamingo_jax.ops.layers import NORMS, FeedForward, linear
+from flamingo_jax.ops.positions import alibi_bias, by_distance, rotate, segment_positions, sinusoids
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """A Llama-style decoder: RMSNorm, rotary positions, grouped queries, SwiGLU."""
+  """What sets one family of language models apart from another; the defaults are SmolLM2-135M, a Llama."""
 
   vocabulary: int = 49152
   width: int = 576
   layers: int = 30
   heads: int = 9
   key_value_heads: int = 3
+  head_width: int = 0  # 0: the width divided by the heads
   feed_forward_width: int = 1536
-  rope_base: float = 100_000.0
+  activation: str = "silu"
+  gated_feed_forward: bool = True
+  bias: bool = False  # of every linear map in the layers
+  norm: str = "rms"  # or "layer", "layer_without_bias"
   norm_epsilon: float = 1e-5
+  query_key_norm: bool = False  # over all heads together, before they are cut apart
+  residual: str = "sequential"  # or "parallel": attention beside feed-forward; "shared": with one norm for both
+  positions: str = "rotary"  # or "learned", "alibi", "relative" (Transformer-XL)
+  rope_base: float = 100_000.0
+  rotary_share: float = 1.0  # how much of each head is rotated
+  position_rows: int = 0  # of the learned table
+  position_offset: int = 0  # the row of the first token
   tied_embeddings: bool = True
   extra_tokens: int = 2  # rows of a small table of their own, after the vocabulary: <image> and <EOC>
 
   @property
-  def head_width(self) -> int:
-    return self.width // self.heads
+  def key_width(self) -> int:
+    """K, the width of one head."""
+    return self.head_width or self.width // self.heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Decoder(nn.Module):
 
   Layers are scanned in groups [gated, n plain layers], so that compile time does not grow with depth. Layers before
   the first gated one form `prefix`, and what does not fill a whole group forms `tail` (80 layers, every 7th: 3 left).
+  A tail without layers is a gated layer that stands after the last one.
   """
 
   config: DecoderConfig
@@ -62,22 +76,27 @@ class Decoder(nn.Module):
       self.unembeddings = self.param("unembeddings", table, (config.vocabulary, config.width))
       if config.extra_tokens:
         self.extra_unembeddings = self.param("extra_unembeddings", small, (config.extra_tokens, config.width))
+    if config.positions == "learned":
+      rows = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("positions", "embed"))
+      self.position_embeddings = self.param("position_embeddings", rows, (config.position_rows, config.width))
     plan = plan_groups(config.layers, self.cross_attention)
     if plan.prefix:
       self.prefix = layer_stack(plan.prefix)(config, self.dtype)
     if plan.groups:
       self.groups = scanned(Group, plan.groups, "groups")(config, self.cross_attention, plan.group_layers, self.dtype)
-    if plan.tail:
+    if plan.tail is not None:
       self.tail = Group(config, self.cross_attention, plan.tail, self.dtype)
-    self.norm = rms_norm(config.norm_epsilon, dtype=self.dtype, name=None)
+    self.norm = NORMS[config.norm](epsilon=config.norm_epsilon, dtype=self.dtype, name=None)
 
   def __call__(
     self, tokens: Int[Array, "B L"], segments: Int[Array, "B L"], media: Media | None = None
   ) -> Float[Array, "B L vocabulary"]:
     """Returns float32 logits over the vocabulary and, after it, the extra tokens."""
-    x = self.embed(tokens)
-    x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
     mask, positions = causal_mask(segments), segment_positions(segments)
+    x = self.embed(tokens)
+    if self.config.positions == "learned":
+      x = x + self.position_embeddings.astype(self.dtype)[positions + self.config.position_offset]
+    x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
     latents, seen = (media.latents, media.mask) if media is not None else (None, None)
     if hasattr(self, "prefix"):
       x, _ = self.prefix(x, mask, positions)
@@ -116,12 +135,13 @@ class Group(nn.Module):
   def __call__(self, x, mask, positions, latents, seen):
     if self.cross_attention is not None:
       x = GatedCrossAttention(self.cross_attention, self.dtype, name="gated_cross_attention")(x, latents, seen)
-    x, _ = layer_stack(self.layers)(self.config, self.dtype, name="layers")(x, mask, positions)
+    if self.layers:
+      x, _ = layer_stack(self.layers)(self.config, self.dtype, name="layers")(x, mask, positions)
     return x, None
 
 
 class DecoderLayer(nn.Module):
-  """Causal self-attention and a gated feed-forward block, both residual, both after RMSNorm."""
+  """Causal self-attention and feed-forward, both residual, both after a norm; one after the other or side by side."""
 
   config: DecoderConfig
   dtype: jnp.dtype
@@ -129,15 +149,28 @@ class DecoderLayer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L L"], positions: Int[Array, "B L"]):
     config = self.config
-    normed = rms_norm(config.norm_epsilon, dtype=self.dtype, name="attention_norm")(x)
-    x = x + SelfAttention(config, self.dtype, name="attention")(normed, mask, positions)
-    normed = rms_norm(config.norm_epsilon, dtype=self.dtype, name="feed_forward_norm")(x)
-    fed = FeedForward(config.feed_forward_width, "silu", self.dtype, gated=True, name="feed_forward")(normed)
-    return x + fed, None
+    normed = self.norm("attention_norm")(x)
+    attended = SelfAttention(config, self.dtype, name="attention")(normed, mask, positions)
+    feed = FeedForward(
+      config.feed_forward_width,
+      config.activation,
+      self.dtype,
+      config.gated_feed_forward,
+      config.bias,
+      name="feed_forward",
+    )
+    if config.residual == "sequential":
+      x = x + attended
+      return x + feed(self.norm("feed_forward_norm")(x)), None
+    beside = normed if config.residual == "shared" else self.norm("feed_forward_norm")(x)
+    return x + attended + feed(beside), None
+
+  def norm(self, name: str) -> nn.Module:
+    return NORMS[self.config.norm](epsilon=self.config.norm_epsilon, dtype=self.dtype, name=name)
 
 
 class SelfAttention(nn.Module):
-  """Grouped-query attention with rotary positions."""
+  """Grouped-query attention; how it knows positions is the config's."""
 
   config: DecoderConfig
   dtype: jnp.dtype
@@ -145,38 +178,68 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(self, x, mask, positions):
     config = self.config
-    width = config.head_width
-    axes = ("embed", "heads", "head_width")
-    grouped = ("embed", "key_value_heads", "head_width")
-    query = linear((config.heads, width), axes, dtype=self.dtype, name="query")(x)
-    key = linear((config.key_value_heads, width), grouped, dtype=self.dtype, name="key")(x)
-    value = linear((config.key_value_heads, width), grouped, dtype=self.dtype, name="value")(x)
-    query, key = (rotate(heads, positions, config.rope_base) for heads in (query, key))
-    attended = attention(query, key, value, mask)
-    return linear(x.shape[-1], ("heads", "head_width", "embed"), dtype=self.dtype, name="output", fold=2)(attended)
+    query = self.heads("query", config.heads, "heads")(x)
+    key = self.heads("key", config.key_value_heads, "key_value_heads")(x)
+    value = self.heads("value", config.key_value_heads, "key_value_heads")(x)
+    if config.query_key_norm:
+      query, key = self.normed("query_norm", query), self.normed("key_norm", key)
+    bias = None
+    if config.positions == "rotary":
+      query, key = (rotate(heads, positions, config.rope_base, config.rotary_share) for heads in (query, key))
+    elif config.positions == "alibi":
+      bias = alibi_bias(positions, config.heads)
+    elif config.positions == "relative":
+      query, bias = self.relative(query)
+    attended = attention(query, key, value, mask, bias)
+    axes = ("heads", "head_width", "embed")
+    return linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=config.bias)(attended)
+
+  def heads(self, name: str, count: int, axis: str) -> nn.Module:
+    shape, axes = (count, self.config.key_width), ("embed", axis, "head_width")
+    return linear(shape, axes, dtype=self.dtype, name=name, bias=self.config.bias)
+
+  def normed(self, name: str, heads: Float[Array, "B L H K"]) -> Float[Array, "B L H K"]:
+    """A norm over all heads together."""
+    together = heads.reshape(*heads.shape[:2], -1)
+    norm = NORMS[self.config.norm](epsilon=self.config.norm_epsilon, dtype=self.dtype, name=name)
+    return norm(together).reshape(heads.shape)
+
+  def relative(self, query: Float[Array, "B L H K"]) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
+    """Transformer-XL's relative positions (Dai et al., 2019, section 3.3): queries with their content bias, and scores
+    of the distance between query and key. Distances within a document are those within the row."""
+    config, length = self.config, query.shape[1]
+    shape, axes = (config.heads, config.key_width), ("heads", "head_width")
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+    content_bias = self.param("content_bias", zeros, shape).astype(self.dtype)
+    distance_bias = self.param("distance_bias", zeros, shape).astype(self.dtype)
+    distances = sinusoids(length, config.width).astype(self.dtype)
+    projected = linear(shape, ("embed", *axes), dtype=self.dtype, name="distance")(distances)
+    scores = jnp.einsum("blhk,thk->bhlt", query + distance_bias, projected, preferred_element_type=jnp.float32)
+    return query + content_bias, by_distance(scores) * config.key_width**-0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupPlan:
-  """How the layers of a decoder are cut: plain ones, whole groups, and a ragged last group."""
+  """How the layers of a decoder are cut: plain ones, whole groups, and a ragged last group, which may have no layer."""
 
   prefix: int
   groups: int
   group_layers: int
-  tail: int
+  tail: int | None  # layers of the last group; None: there is none
 
 
 def plan_groups(layers: int, cross_attention: GatedCrossAttentionConfig | None) -> GroupPlan:
   """Cuts the layers; without cross-attention they are all prefix."""
   if cross_attention is None:
-    return GroupPlan(prefix=layers, groups=0, group_layers=0, tail=0)
-  rest = layers - cross_attention.offset
-  groups, tail = divmod(rest, cross_attention.every)
-  return GroupPlan(cross_attention.offset, groups, cross_attention.every, tail)
+    return GroupPlan(prefix=layers, groups=0, group_layers=0, tail=None)
+  every, gated = cross_attention.every, gated_layers(layers, cross_attention)
+  prefix = min(cross_attention.offset + cross_attention.after, layers)
+  groups, tail = divmod(layers - prefix, every)
+  return GroupPlan(prefix, groups, every, tail if len(gated) > groups else None)
 
 
 def gated_layers(layers: int, cross_attention: GatedCrossAttentionConfig) -> tuple[int, ...]:
-  """The language layers that a gated layer stands before: offset, offset + every, ... (appendix B.1.1)."""
+  """The language layers that a gated layer belongs to: offset, offset + every, ... (appendix B.1.1)."""
   return tuple(range(cross_attention.offset, layers, cross_attention.every))
 
 
@@ -197,10 +260,11 @@ def layer_stack(length: int):
 
 
 def group_layers(stacked: dict, layers: int, cross_attention: GatedCrossAttentionConfig | None) -> dict:
-  """Layer parameters stacked [layers, ...] (how they are stored) to the decoder's prefix, groups and tail.
+  """Parameters stacked by layer (how they are stored) to the decoder's prefix, groups and tail.
 
   Args:
-    stacked: a flat dict, parameter path within one layer -> array [layers, ...].
+    stacked: a flat dict; `layers/...` [layers, ...] and `gated_cross_attention/...` [gated layers, ...] are cut, and
+      what else there is stays.
     layers: of the language model.
     cross_attention: where the gated layers stand.
 
@@ -211,11 +275,35 @@ def group_layers(stacked: dict, layers: int, cross_attention: GatedCrossAttentio
   whole = plan.prefix + plan.groups * plan.group_layers
   grouped = {}
   for path, array in stacked.items():
-    if plan.prefix:
-      grouped[f"prefix/{path}"] = array[: plan.prefix]
-    if plan.groups:
-      shape = (plan.groups, plan.group_layers, *array.shape[1:])
-      grouped[f"groups/layers/{path}"] = array[plan.prefix : whole].reshape(shape)
-    if plan.tail:
-      grouped[f"tail/layers/{path}"] = array[whole:]
+    if path.startswith("gated_cross_attention/"):
+      if plan.groups:
+        grouped[f"groups/{path}"] = array[: plan.groups]
+      if plan.tail is not None:
+        grouped[f"tail/{path}"] = array[plan.groups]
+    elif path.startswith("layers/"):
+      if plan.prefix:
+        grouped[f"prefix/{path.removeprefix('layers/')}"] = array[: plan.prefix]
+      if plan.groups:
+        shape = (plan.groups, plan.group_layers, *array.shape[1:])
+        grouped[f"groups/{path}"] = array[plan.prefix : whole].reshape(shape)
+      if plan.tail:
+        grouped[f"tail/{path}"] = array[whole:]
+    else:
+      grouped[path] = array
   return grouped
+
+
+def ungroup_layers(grouped: dict) -> dict:
+  """The inverse of `group_layers`."""
+  pieces: dict[str, list] = {}
+  for part in ("prefix", "groups", "tail"):
+    for path, array in grouped.items():
+      if path.startswith(f"{part}/"):
+        inner = path.removeprefix(f"{part}/")
+        is_gated = inner.startswith("gated_cross_attention/")
+        name = f"layers/{inner}" if part == "prefix" else inner
+        if part == "groups" and not is_gated:
+          array = array.reshape(-1, *array.shape[2:])
+        pieces.setdefault(name, []).append(array[None] if part == "tail" and is_gated else array)
+  others = {path: array for path, array in grouped.items() if path.split("/")[0] not in ("prefix", "groups", "tail")}
+  return others | {name: np.concatenate(arrays) for name, arrays in pieces.items()}

@@ -1,0 +1,183 @@
+"""Foreign checkpoints to model folders, one tensor at a time; a format is a function that says how one is read."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.interop import vision_rules
+from flamingo_jax.interop.flamingo_rules import (
+  IDEFICS_IGNORED,
+  OPENFLAMINGO_IGNORED,
+  idefics_config,
+  idefics_rules,
+  open_openflamingo,
+  openflamingo_config,
+  openflamingo_origin,
+  openflamingo_rules,
+)
+from flamingo_jax.interop.gguf import GgufModel, gguf_rules
+from flamingo_jax.interop.language_rules import IGNORED, language_rules, read_config
+from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
+from flamingo_jax.interop.tensor_files import open_tensors
+from flamingo_jax.models.vision.vit import VitConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A foreign checkpoint that has been opened, and how it is read.
+
+  Attributes:
+    kind: "language", "vision" or "flamingo".
+    family: whose names its tensors have, such as "gpt_neox"; an export can go back to them.
+    config: the dataclass of our model.
+    tensors: the foreign ones.
+    rules: from them to ours.
+    ignored: patterns of foreign names that are known and not wanted.
+    origin: what the checkpoint seems to have been made for, if that can be told.
+  """
+
+  kind: str
+  family: str
+  config: object
+  tensors: Tensors
+  rules: Sequence[Rule]
+  ignored: Sequence[str] = ()
+  origin: str = ""
+
+
+def open_gguf(path: pathlib.Path) -> Source:
+  model = GgufModel(path)
+  config = model.config()
+  return Source("language", "llama", config, model, gguf_rules(config))
+
+
+def open_language(path: pathlib.Path) -> Source:
+  """A language model of transformers: llama, gpt_neox, opt, mpt, mosaic_gpt or gpt2."""
+  described, where = read_description(path)
+  config = read_config(described, where)
+  family = described["model_type"]
+  tensors = with_full_names(open_tensors(path), family)
+  return Source("language", family, config, tensors, language_rules(family, config), IGNORED)
+
+
+def with_full_names(tensors: Tensors, family: str) -> Tensors:
+  """Names as the model with a language head has them: GPT-2 and OPT are published without the first part."""
+  prefixes = {"gpt2": "transformer.", "opt": "model."}
+  prefix = prefixes.get(family)
+  if prefix is None or any(name.startswith(prefix) for name in tensors.names):
+    return tensors
+  return Renamed(tensors, lambda name: name if name.startswith("lm_head.") else prefix + name)
+
+
+def open_clip_vision(path: pathlib.Path) -> Source:
+  """The vision tower of transformers' CLIP."""
+  config = vision_rules.config_from_clip(read_description(path)[0])
+  return Source(
+    "vision", "clip", config, open_tensors(path), vision_rules.clip_rules(config), vision_rules.CLIP_IGNORED
+  )
+
+
+def open_siglip_vision(path: pathlib.Path) -> Source:
+  """The vision tower of transformers' SigLIP."""
+  config = vision_rules.config_from_siglip(read_description(path)[0])
+  return Source(
+    "vision", "siglip", config, open_tensors(path), vision_rules.clip_rules(config), vision_rules.SIGLIP_IGNORED
+  )
+
+
+def open_open_clip(path: pathlib.Path) -> Source:
+  """The vision tower of an open_clip checkpoint, its `open_clip_config.json` beside it."""
+  config = vision_rules.config_from_open_clip(read_description(path, "open_clip_config.json")[0])
+  ignored = (*vision_rules.OPEN_CLIP_IGNORED, *vision_rules.OPEN_CLIP_TEXT_IGNORED)
+  return Source("vision", "open_clip", config, open_tensors(path), vision_rules.open_clip_rules(config), ignored)
+
+
+def open_timm_nfnet(path: pathlib.Path) -> Source:
+  config = vision_rules.config_from_timm(read_description(path)[0])
+  rules = vision_rules.timm_nfnet_rules(config)
+  return Source("vision", "timm", config, open_tensors(path), rules, vision_rules.TIMM_NFNET_IGNORED)
+
+
+def open_idefics(path: pathlib.Path) -> Source:
+  described, where = read_description(path)
+  config = idefics_config(described, where)
+  return Source("flamingo", "idefics", config, open_tensors(path), idefics_rules(config), IDEFICS_IGNORED)
+
+
+def open_open_flamingo(
+  path: pathlib.Path, language: pathlib.Path, vision: pathlib.Path | None = None, *, added: int = 3
+) -> Source:
+  """An OpenFlamingo: its own checkpoint, which may or may not hold the frozen parts, and the models it was built on.
+
+  Args:
+    path: the checkpoint.
+    language: the language model, as transformers keeps it.
+    vision: the open_clip tower; None: the one in the checkpoint, or none, and media are its features.
+    added: how many tokens were added to the language model: 3, or 2 where its tokenizer had one for padding.
+
+  Raises:
+    UserError: something of it is not what it should be.
+  """
+  described, _ = read_description(language)
+  family = described.get("model_type", "(absent)")
+  sources = [open_openflamingo(open_tensors(path))]
+  sources.append(Renamed(with_full_names(open_tensors(language), family), lambda name: f"lang_encoder.{name}"))
+  tower = None
+  if vision is not None:
+    tower = vision_rules.config_from_open_clip(read_description(vision, "open_clip_config.json")[0])
+    sources.append(Renamed(open_tensors(vision), tower_name))
+  elif any(name.startswith("vision_encoder.") for name in sources[0].names):
+    tower = vision_transformer_config(sources[0])
+  tensors = Merged(*sources)
+  config = openflamingo_config(tensors, described, vision=tower, added=added)
+  rules = openflamingo_rules(config, family)
+  return Source("flamingo", family, config, tensors, rules, OPENFLAMINGO_IGNORED, openflamingo_origin(sources[0]))
+
+
+def tower_name(name: str) -> str | None:
+  """A name of open_clip's whole model as OpenFlamingo has it; the text tower is left out."""
+  return name.replace("visual.", "vision_encoder.", 1) if name.startswith("visual.") else None
+
+
+def vision_transformer_config(tensors: Tensors) -> VitConfig:
+  """The open_clip tower within a full state dict, by its shapes: heads of width 64, as all of OpenAI's have."""
+  width, _, patch, _ = tensors.shape("vision_encoder.conv1.weight")
+  positions, _ = tensors.shape("vision_encoder.positional_embedding")
+  layers = {name.split(".")[3] for name in tensors.names if name.startswith("vision_encoder.transformer.resblocks.")}
+  described = dict(
+    width=width, layers=len(layers), patch_size=patch, image_size=patch * round((positions - 1) ** 0.5), head_width=64
+  )
+  return vision_rules.config_from_open_clip({"vision_cfg": described, "quick_gelu": True})
+
+
+FORMATS: dict[str, Callable[[pathlib.Path], Source]] = {
+  "gguf": open_gguf,
+  "hf-lm": open_language,
+  "hf-clip": open_clip_vision,
+  "hf-siglip": open_siglip_vision,
+  "open-clip": open_open_clip,
+  "timm-nfnet": open_timm_nfnet,
+  "idefics": open_idefics,
+}
+
+
+def read_description(path: pathlib.Path, name: str = "config.json") -> tuple[dict, pathlib.Path]:
+  """The config that lies in a checkpoint's folder, and where that is.
+
+  Raises:
+    UserError: it is missing or not JSON.
+  """
+  where = (path if path.is_dir() else path.parent) / name
+  try:
+    described = json.loads(where.read_text())
+  except OSError as error:
+    raise UserError(
+      f"{where}: cannot be read ({error.strerror}). It lies beside the weights of a checkpoint."
+    ) from error
+  except ValueError as error:
+    raise UserError(f"{where}: not JSON ({error}).") from error
+  if not isinstance(described, dict):
+    raise UserError(f"{where}: holds {type(described).__name__}, not an object.")
+  return described, where

@@ -1,0 +1,194 @@
+"""The parameters that are not drawn at random: a run's frozen parts, and trained ones that go on from elsewhere."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.interop.model_folder import content_hash, load_model
+from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.flamingo import FlamingoConfig, grouped
+from flamingo_jax.models.language.decoder import DecoderConfig, group_layers
+from flamingo_jax.models.parameters import Parameters, flat
+from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
+from flamingo_jax.models.vision.vit import VitConfig, resize_positions
+from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.loop import Frozen, TrainingConfig
+from flamingo_jax.training.objectives import Objective
+from flamingo_jax.training.step import is_trainable
+from launch.config import convert
+
+Found = tuple[dict[str, np.ndarray], str]  # parameters by path, and the hash of where they came from
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenConfig:
+  """Where the frozen parts come from: a model folder, a finished run's work directory, or "random"."""
+
+  vision: str = ""
+  language: str = ""
+
+
+def read_pretrained(
+  model: FlamingoConfig | ContrastiveConfig,
+  objective: Objective,
+  training: TrainingConfig,
+  sources: FrozenConfig,
+  start: str,
+) -> Frozen:
+  """Reads what the config names and lays it out for the model.
+
+  Parameters of the frozen parts that the config trains all the same, such as an unfrozen vision encoder's, begin from
+  what was read. So does everything trained, if there is a `start`.
+
+  Raises:
+    UserError: a part is missing, or was made for another architecture.
+  """
+  parameters, hashes = {}, {}
+  for part, (prefix, read) in parts_of(model).items():
+    source = getattr(sources, part)
+    found = random_part(objective, training, prefix) if source == "random" else read(model, source)
+    parameters |= found[0]
+    hashes[part] = found[1]
+  trained = {path: array for path, array in parameters.items() if is_trainable(path, training.trainable)}
+  frozen = {path: array for path, array in parameters.items() if path not in trained}
+  if start:
+    begun = {p: array for p, array in read_start(model, start).items() if is_trainable(p, training.trainable)}
+    trained |= begun
+  return Frozen(frozen, hashes, trained)
+
+
+def parts_of(model: FlamingoConfig | ContrastiveConfig) -> dict[str, tuple[str, Callable[..., Found]]]:
+  """The frozen parts of a model: how their paths begin, and what reads them."""
+  if isinstance(model, ContrastiveConfig):
+    return dict(language=("text/embeddings", read_embeddings))
+  language = dict(language=("language/", read_language))
+  if isinstance(model.vision, FeaturesConfig):
+    return language
+  return dict(vision=("vision/", read_vision)) | language
+
+
+def is_model_folder(source: str) -> bool:
+  return (pathlib.Path(source) / "model.safetensors").is_file()
+
+
+def read_vision(model: FlamingoConfig, source: str) -> Found:
+  """A vision tower: an imported one, an imported Flamingo's, or that of a finished contrastive run."""
+  if is_model_folder(source):
+    stored, described = load_model(source)
+    tower, made_with = part_of(source, stored, described, "vision")
+    digest = described["hash"]
+  else:
+    trained, _, _ = load_trainable(source)
+    made_with = json.loads((pathlib.Path(source) / "config.json").read_text())["model"]["vision"]
+    tower = below(trained, "vision/")
+    digest = content_hash({f"vision/{path}": array for path, array in tower.items()})
+  tower = at_size(tower, made_with, model.vision)
+  ours = dataclasses.asdict(model.vision)
+  size = {"image_size": ours["image_size"]}
+  check_architecture(source, "model.vision", as_config(VisionConfig, made_with | size, source), ours)
+  return {f"vision/{path}": array for path, array in tower.items()}, digest
+
+
+def at_size(tower: Parameters, made_with: dict, config: VisionConfig) -> Parameters:
+  """A ViT's position embeddings, stretched where our pictures have another size (fine-tuning at 480 pixels)."""
+  if not isinstance(config, VitConfig) or made_with["image_size"] == config.image_size:
+    return tower
+  side = config.image_size // config.patch_size
+  table = resize_positions(tower["position_embeddings"], side, class_token=config.class_token)
+  return tower | {"position_embeddings": np.asarray(table)}
+
+
+def read_language(model: FlamingoConfig, source: str) -> Found:
+  """A language model: an imported one, or an imported Flamingo's, its layers cut into the groups between gated ones."""
+  stored, described = load_model(source)
+  language, made_with = part_of(source, stored, described, "language")
+  ours = dataclasses.asdict(model.language)
+  extra = {"extra_tokens": ours["extra_tokens"]}
+  check_architecture(source, "model.language", as_config(DecoderConfig, made_with | extra, source), ours)
+  own = {p: array for p, array in language.items() if not p.startswith(("gated_cross_attention/", "extra_"))}
+  layered = group_layers(own, model.language.layers, model.cross_attention)
+  return {f"language/{path}": array for path, array in layered.items()}, described["hash"]
+
+
+def read_embeddings(model: ContrastiveConfig, source: str) -> Found:
+  """The token embeddings of an imported language model, for the text tower."""
+  stored, _ = load_model(source)
+  embeddings = {"text/embeddings": stored["embeddings"]}
+  return embeddings, content_hash(embeddings)
+
+
+def read_start(model: FlamingoConfig | ContrastiveConfig, source: str) -> Parameters:
+  """All parameters of an imported Flamingo, or the trained ones of a run."""
+  if not is_model_folder(source):
+    return load_trainable(source)[0]
+  stored, described = load_model(source)
+  if described.get("kind") != "flamingo" or not isinstance(model, FlamingoConfig):
+    raise UserError(f"start: {source} is not a Flamingo; its config.json says kind {described.get('kind')!r}.")
+  made_with = as_config(FlamingoConfig, described["config"], source)
+  ours = dataclasses.asdict(model)
+  for part in ("resampler", "cross_attention"):
+    check_architecture(source, f"model.{part}", made_with[part] or {}, ours[part] or {})
+  return grouped(stored, model)
+
+
+def part_of(source: str, stored: Parameters, described: dict, part: str) -> tuple[Parameters, dict]:
+  """The parameters of a part of a model folder and what they were made with.
+
+  Raises:
+    UserError: the folder holds something else.
+  """
+  kind = described.get("kind", "language")
+  if kind == part:
+    return stored, described["config"]
+  if kind == "flamingo":
+    return below(stored, f"{part}/"), described["config"][part]
+  raise UserError(f"frozen.{part}: {source} holds a model of kind {kind!r}, not {part!r} or 'flamingo'.")
+
+
+def below(parameters: Parameters, prefix: str) -> Parameters:
+  return {path.removeprefix(prefix): np.asarray(p) for path, p in parameters.items() if path.startswith(prefix)}
+
+
+def random_part(objective: Objective, training: TrainingConfig, prefix: str) -> Found:
+  """Fresh parameters below a prefix, for tests of the machinery."""
+
+  def part(key: jax.Array) -> Parameters:
+    everything = flat(objective.initialize(key))
+    return {
+      path: array
+      for path, array in everything.items()
+      if path.startswith(prefix) and not is_trainable(path, training.trainable)
+    }
+
+  # What is not returned is not compiled either.
+  chosen = jax.device_get(jax.jit(part)(jax.random.key(training.seed)))
+  return chosen, content_hash(chosen)
+
+
+def as_config(cls, stored: dict, source: str) -> dict:
+  """A stored config with the fields that came later at their defaults.
+
+  Raises:
+    UserError: it has fields that are not known.
+  """
+  faults: list[str] = []
+  built = convert(cls, stored, "", faults)
+  if faults:
+    raise UserError(f"{source}: its config.json was written by another version:\n" + "\n".join(faults))
+  return dataclasses.asdict(built)
+
+
+def check_architecture(source: str, group: str, stored: dict, ours: dict) -> None:
+  """Raises UserError when a part was made with other settings than the config says."""
+  faults = [
+    f"  {group}.{field} is {ours.get(field)!r}, the frozen weights were made with {stored.get(field)!r}"
+    for field in sorted(stored.keys() | ours.keys())
+    if stored.get(field) != ours.get(field)
+  ]
+  if faults:
+    raise UserError(f"{source}: does not fit the config:\n" + "\n".join(faults))

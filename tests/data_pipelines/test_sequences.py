@@ -1,0 +1,168 @@
+"""Rows of pages and pairs, against the paper's rules written out in plain Python."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.sequences import page_row, pair_row
+
+BOS, IMAGE, EOC, EOS = "<BOS>", "<image>", "<EOC>", "<EOS>"
+CHUNKS = st.lists(st.lists(st.integers(1, 259), max_size=5), min_size=1, max_size=8)
+LENGTHS, SLOTS = st.integers(4, 40), st.integers(1, 5)
+
+
+def paper_page(chunks):
+  """A whole page as (token, its image): `<EOC>` before every image that something precedes, and at the end."""
+  page = []
+  for number, chunk in enumerate(chunks):
+    if number:
+      page += [(EOC, None)] * bool(page) + [(IMAGE, number - 1)]
+    page += [(token, None) for token in chunk]
+  return [*page, (EOC, None)]
+
+
+def paper_row(chunks, length, slots, first, see_next):
+  """The window from place `first`: its tokens, loss weights, phi and images."""
+  row, images = [(BOS, None)], []
+  for token, image in paper_page(chunks)[first : first + length - 1]:
+    if token == IMAGE and len(images) == slots:
+      row.pop()  # the <EOC> before it: at least one image stands to its left
+      continue
+    images += [image] * (token == IMAGE)
+    row.append((token, image))
+  places = [place for place, (token, _) in enumerate(row) if token == IMAGE]
+  phi = []
+  for place in range(len(row)):
+    before = [slot for slot, marker in enumerate(places) if marker <= place]
+    after = [slot for slot, marker in enumerate(places) if marker >= place]
+    seen = after[:1] if see_next else before[-1:]
+    phi.append(seen[0] if seen else -1)
+  tokens = [token for token, _ in row]
+  return tokens, [float(token not in (BOS, IMAGE)) for token in tokens], phi, tuple(images)
+
+
+def windows(chunks, length):
+  """How many windows of `length` tokens, <BOS> included, a page has."""
+  return max(len(paper_page(chunks)) - (length - 1), 0) + 1
+
+
+def window(tokenizer, chunks, *, first=0, length=64, slots=5, see_next=False):
+  """The row of the window that starts at token `first` of the page."""
+  start = (first + 0.5) / windows(chunks, length)
+  return page_row(chunks, tokenizer, length=length, slots=slots, start=start, see_next=see_next)
+
+
+def readable(tokenizer, tokens):
+  """Special tokens by name. Ordinary ones are never 0, so the one id of <BOS> and <EOS> is told by its place."""
+  names = {tokenizer.image: IMAGE, tokenizer.end_of_chunk: EOC, tokenizer.eos: EOS}
+  named = [names.get(token, token) for token in tokens.tolist()]
+  return [BOS if named[0] == EOS else named[0], *named[1:]]
+
+
+@given(st.data(), CHUNKS, LENGTHS, SLOTS, st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_a_page_becomes_the_row_of_the_paper(tokenizer, data, chunks, length, slots, see_next):
+  first = data.draw(st.integers(0, windows(chunks, length) - 1))
+  row = window(tokenizer, chunks, first=first, length=length, slots=slots, see_next=see_next)
+  tokens, weights, phi, images = paper_row(chunks, length, slots, first, see_next)
+  assert readable(tokenizer, row.tokens) == tokens
+  assert row.loss_weights.tolist() == weights
+  assert row.media_index.tolist() == phi
+  assert row.media == images
+  assert [row.tokens.dtype, row.loss_weights.dtype, row.media_index.dtype] == [np.int32, np.float32, np.int32]
+
+
+@given(st.data(), CHUNKS, LENGTHS, SLOTS, st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_no_text_attends_to_an_image_that_it_should_not(tokenizer, data, chunks, length, slots, see_next):
+  chunks = [[1 + number] * len(chunk) for number, chunk in enumerate(chunks)]  # each token tells its place on the page
+  first = data.draw(st.integers(0, windows(chunks, length) - 1))
+  row = window(tokenizer, chunks, first=first, length=length, slots=slots, see_next=see_next)
+  for token, slot in zip(readable(tokenizer, row.tokens), row.media_index.tolist(), strict=True):
+    if isinstance(token, str):
+      continue
+    before, after = token - 2, token - 1  # images of the page around this text
+    if see_next:
+      assert slot == (row.media.index(after) if after in row.media else -1)
+    elif before in row.media:
+      assert slot == row.media.index(before)
+    elif slot != -1:  # the image before it was one too many: discarded with its marker
+      assert len(row.media) == slots == slot + 1
+      assert row.media[slot] < before
+
+
+@given(st.data(), CHUNKS, LENGTHS, SLOTS, st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_every_marker_has_its_medium_in_reading_order(tokenizer, data, chunks, length, slots, see_next):
+  first = data.draw(st.integers(0, windows(chunks, length) - 1))
+  row = window(tokenizer, chunks, first=first, length=length, slots=slots, see_next=see_next)
+  markers = np.flatnonzero(row.tokens == tokenizer.image)
+  assert len(markers) == len(row.media) <= slots
+  assert list(row.media) == sorted(set(row.media))
+  assert row.media_index[markers].tolist() == list(range(len(markers)))
+  assert set(row.media_index.tolist()) <= {-1, *range(len(markers))}
+  assert row.loss_weights[markers].tolist() == [0] * len(markers)
+  assert row.loss_weights[0] == 0
+  assert len(row.tokens) <= length
+
+
+@given(CHUNKS, LENGTHS)
+@settings(deadline=None)
+def test_every_window_of_a_page_is_as_likely_as_the_others(tokenizer, chunks, length):
+  def row(start):
+    return page_row(chunks, tokenizer, length=length, slots=8, start=start, see_next=False)
+
+  number = windows(chunks, length)
+  expected = [paper_row(chunks, length, 8, first, False)[0] for first in range(number)]
+  assert [readable(tokenizer, row(place / number + 1e-9).tokens) for place in range(number)] == expected
+  assert [readable(tokenizer, row((place + 1) / number - 1e-9).tokens) for place in range(number)] == expected
+
+
+@pytest.mark.parametrize(
+  ("chunks", "tokens", "previous", "following"),
+  [
+    (
+      [[7], [8], [9]],
+      [BOS, 7, EOC, IMAGE, 8, EOC, IMAGE, 9, EOC],
+      [-1, -1, -1, 0, 0, 0, 1, 1, 1],
+      [0, 0, 0, 0, 1, 1, 1, -1, -1],
+    ),
+    ([[], [8], [9]], [BOS, IMAGE, 8, EOC, IMAGE, 9, EOC], [-1, 0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 1, -1, -1]),
+    ([[], [], [9]], [BOS, IMAGE, EOC, IMAGE, 9, EOC], [-1, 0, 0, 1, 1, 1], [0, 0, 1, 1, -1, -1]),
+    ([[], [], []], [BOS, IMAGE, EOC, IMAGE, EOC], [-1, 0, 0, 1, 1], [0, 0, 1, 1, -1]),
+    ([[7, 8]], [BOS, 7, 8, EOC], [-1] * 4, [-1] * 4),
+    ([[]], [BOS, EOC], [-1, -1], [-1, -1]),
+  ],
+  ids=["text first", "image first", "adjacent images", "no text", "no image", "nothing"],
+)
+def test_pages_that_a_person_can_check(tokenizer, chunks, tokens, previous, following):
+  row = window(tokenizer, chunks)
+  assert readable(tokenizer, row.tokens) == tokens
+  assert row.media_index.tolist() == previous
+  assert window(tokenizer, chunks, see_next=True).media_index.tolist() == following
+
+
+def test_a_window_that_cuts_a_marker_off_leaves_its_text_without_an_image(tokenizer):
+  row = window(tokenizer, [[], [5, 6], [7, 8, 9]], first=1, length=6)  # of <image> 5 6 <EOC> <image> 7 8 9 <EOC>
+  assert readable(tokenizer, row.tokens) == [BOS, 5, 6, EOC, IMAGE, 7]
+  assert row.media == (1,)
+  assert row.media_index.tolist() == [-1, -1, -1, -1, 0, 0]
+
+
+def test_images_beyond_the_slots_are_discarded_with_their_markers(tokenizer):
+  row = window(tokenizer, [[1], [2], [3], [], [4]], slots=2, see_next=True)
+  assert readable(tokenizer, row.tokens) == [BOS, 1, EOC, IMAGE, 2, EOC, IMAGE, 3, 4, EOC]
+  assert row.media == (0, 1)
+  assert row.media_index.tolist() == [0, 0, 0, 0, 1, 1, 1, -1, -1, -1]
+
+
+@given(st.lists(st.integers(1, 259), max_size=12), st.integers(4, 16))
+@settings(deadline=None)
+def test_a_pair_is_an_image_its_caption_and_both_ends(tokenizer, caption, length):
+  row = pair_row(caption, tokenizer, length)
+  whole = [BOS, IMAGE, *caption, EOC, EOS]
+  assert readable(tokenizer, row.tokens) == whole[:length]
+  assert row.loss_weights.tolist() == [0, 0, *[1] * (len(caption) + 2)][:length]
+  assert row.media_index.tolist() == [-1, *[0] * (len(caption) + 3)][:length]
+  assert row.media == (0,)

@@ -1,0 +1,233 @@
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+import time
+import types
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.loop import (
+  CheckpointConfig,
+  Feed,
+  Frozen,
+  TrainingConfig,
+  check_parameters,
+  check_rows,
+  claim_workdir,
+  train,
+)
+from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.objectives import Loss, Objective
+from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.step import is_trainable
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CONFIG = {"seed": 0, "streams": {"pages": {"length": 64}, "captions": {"length": 24}}, "trainable": ("a", "b")}
+
+
+def test_a_work_directory_is_claimed_once_and_known_again(tmp_path):
+  workdir = tmp_path / "runs" / "mine"
+  claim_workdir(workdir, CONFIG)
+  assert [path.name for path in workdir.iterdir()] == ["config.json"]
+  before = (workdir / "config.json").read_bytes()
+  (workdir / "metrics.jsonl").write_text("")
+  claim_workdir(workdir, CONFIG)
+  assert (workdir / "config.json").read_bytes() == before
+
+
+def test_another_config_is_refused_with_every_difference(tmp_path):
+  claim_workdir(tmp_path / "run", CONFIG)
+  other = {"seed": 1, "streams": {"pages": {"length": 64, "crop": 0.5}}, "trainable": ("a", "b")}
+  with pytest.raises(UserError) as error:
+    claim_workdir(tmp_path / "run", other)
+  first, *differences, last = str(error.value).splitlines()
+  assert first == f"{tmp_path / 'run'} belongs to another config:"
+  assert last == "Choose another --workdir."
+  assert differences == [
+    "  seed: 0 there, 1 here",
+    "  streams.captions: {'length': 24} there, '(absent)' here",
+    "  streams.pages.crop: '(absent)' there, 0.5 here",
+  ]
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+  (tmp_path / "thesis.tex").write_text("")
+  with pytest.raises(UserError, match=r"not empty, and not the work directory of a run"):
+    claim_workdir(tmp_path, CONFIG)
+  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_claim_that_was_interrupted_is_taken_up(tmp_path):
+  (tmp_path / "config.json.new").write_text('{"seed": ')
+  claim_workdir(tmp_path, CONFIG)
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+  assert not (tmp_path / "config.json.new").exists()
+
+
+@pytest.mark.parametrize(("replica", "fsdp"), [(2, 2), (4, 1), (1, 4)])
+def test_batches_that_do_not_divide_are_named_at_once(replica, fsdp):
+  mesh = types.SimpleNamespace(shape=dict(replica=replica, fsdp=fsdp, model=3))
+  check_rows({"pages": 8, "captions": 4}, mesh)
+  with pytest.raises(UserError) as error:
+    check_rows({"pages": 6, "captions": 8, "videos": 2}, mesh)
+  faults = str(error.value).splitlines()
+  assert [fault.split(" is ")[0] for fault in faults] == ["streams.pages.batch_size", "streams.videos.batch_size"]
+  assert all("a multiple of 4" in fault for fault in faults)
+
+
+def test_frozen_weights_that_do_not_fit_are_named_at_once():
+  expected = {path: types.SimpleNamespace(shape=(2, 3)) for path in ("right", "missing", "turned")}
+  check_parameters(expected, {path: np.zeros((2, 3)) for path in expected})
+  with pytest.raises(UserError) as error:
+    check_parameters(expected, {"right": np.zeros((2, 3)), "turned": np.zeros((3, 2)), "left_over": np.zeros(4)})
+  assert str(error.value).splitlines()[1:] == [
+    "  missing (2, 3): missing",
+    "  left_over (4,): not in the model",
+    "  turned: the model has (2, 3), the weights (3, 2)",
+  ]
+
+
+def one_number():
+  """Learns one number, and takes the frozen one for granted."""
+
+  def initialize(key):
+    box = nn.with_logical_partitioning(nn.initializers.ones, ())
+    return dict(guess=box(key, ()), offset=box(key, ()))
+
+  def loss(parameters, batch):
+    error = jnp.square(parameters["guess"] + parameters["offset"] - batch["target"])
+    return Loss(error.sum(), jnp.float32(error.size))
+
+  config = TrainingConfig(
+    total_steps=7,
+    trainable=("^guess$",),
+    evaluate_every=3,
+    optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=1),
+    checkpoint=CheckpointConfig(every=2),
+  )
+  return Objective("number", initialize, loss), config
+
+
+class Recorder:
+  """A feed and an evaluation that remember what was asked of them."""
+
+  def __init__(self, fail_at: int | None = None):
+    self.started_at, self.evaluated, self.fail_at = [], [], fail_at
+    self.feed = Feed(self.batches_from, weights={"numbers": 1.0}, rows={"numbers": 2})
+
+  def batches_from(self, step: int):
+    self.started_at.append(step)
+    for number in range(step + 1, 100):
+      if number == self.fail_at:
+        raise OSError("the disk is gone")
+      batch = dict(target=np.full((2, 1), number, np.float32), segments=np.asarray([[1, 1, 0], [1, 0, 0]]))
+      yield {"numbers": batch}, {"skipped/numbers/truncated": number} if number % 2 else {}
+
+  def evaluate(self, parameters, mesh, baseline: bool):
+    assert parameters.keys() == {"guess", "offset"}
+    self.evaluated.append((float(parameters["guess"]), baseline))
+    return {"heldout/loss/numbers": float(parameters["guess"])}
+
+
+def wait_for(path: pathlib.Path) -> None:
+  """Saving goes on in a thread of its own when the loop has failed."""
+  deadline = time.monotonic() + 30
+  while not path.exists() and time.monotonic() < deadline:
+    time.sleep(0.02)
+
+
+def run(workdir: pathlib.Path, recorder: Recorder):
+  objective, config = one_number()
+  frozen = Frozen({"offset": np.float32(0.5)}, {"offset": "hash"})
+  return train(objective, config, recorder.feed, frozen, recorder.evaluate, workdir, {"seed": 0})
+
+
+def test_a_run_is_evaluated_before_the_first_step_at_each_interval_and_after_the_last(tmp_path):
+  recorder = Recorder()
+  state = run(tmp_path, recorder)
+  lines = read_metrics(tmp_path)
+  assert [line["step"] for line in lines] == list(range(1, 8))
+  assert [line["step"] for line in lines if "heldout/loss/numbers" in line] == [3, 6, 7]
+  assert [line["step"] for line in lines if "baseline/heldout/loss/numbers" in line] == [1]
+  assert [baseline for _, baseline in recorder.evaluated] == [True, False, False, False]
+  assert recorder.evaluated[0][0] == 1.0
+  assert recorder.evaluated[-1][0] == lines[-1]["heldout/loss/numbers"] == float(state.trainable["guess"])
+
+
+def test_the_log_counts_tokens_without_padding_and_passes_on_what_the_feed_counts(tmp_path):
+  run(tmp_path, Recorder())
+  for line in read_metrics(tmp_path):
+    assert line["tokens"] == 3
+    assert line["tokens_per_second"] == pytest.approx(3 / line["seconds"])
+    assert 0 <= line["input_wait"] <= 1
+    assert line.get("skipped/numbers/truncated", 0) == (line["step"] if line["step"] % 2 else 0)
+
+
+def test_a_run_that_stopped_asks_for_the_batches_after_its_checkpoint(tmp_path):
+  straight, stopped, again, finished = Recorder(), Recorder(fail_at=6), Recorder(), Recorder()
+  expected = run(tmp_path / "straight", straight)
+  with pytest.raises(OSError, match="the disk is gone"):
+    run(tmp_path / "run", stopped)
+  wait_for(tmp_path / "run" / "checkpoints" / "4")
+  state = run(tmp_path / "run", again)
+  assert (stopped.started_at, again.started_at) == ([0], [4])
+  assert [baseline for _, baseline in again.evaluated] == [False, False]
+  assert [line["loss"] for line in read_metrics(tmp_path / "run")] == [
+    line["loss"] for line in read_metrics(tmp_path / "straight")
+  ]
+  assert float(state.trainable["guess"]) == float(expected.trainable["guess"])
+  run(tmp_path / "run", finished)
+  assert finished.evaluated == []
+  assert len(read_metrics(tmp_path / "run")) == 7
+
+
+def test_nothing_is_claimed_when_the_frozen_weights_do_not_fit(tmp_path):
+  objective, config = one_number()
+  recorder, frozen = Recorder(), Frozen({"offset": np.zeros(3, np.float32)})
+  with pytest.raises(UserError, match=r"offset: the model has \(\), the weights \(3,\)"):
+    train(objective, config, recorder.feed, frozen, recorder.evaluate, tmp_path / "run", {"seed": 0})
+  assert not (tmp_path / "run").exists()
+  assert recorder.started_at == []
+
+
+WITHOUT_TENSORFLOW = """
+import pathlib, pickle, sys
+sys.modules["tensorflow"] = None  # from here on, importing it fails
+import jax
+jax.config.update("jax_disable_most_optimizations", True)
+from flamingo_jax.training.loop import Feed, Frozen, train
+from flamingo_jax.training.objectives import flamingo_objective
+model, config, frozen, batches, workdir = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+feed = Feed(lambda step: ((batches, {}) for _ in range(step, 100)), {"pages": 0.5}, {"pages": 2})
+train(flamingo_objective(model), config, feed, Frozen(frozen, {"all": "hash"}), lambda *_: {}, workdir, {"seed": 0})
+assert not any(name.split(".")[0] in ("data_pipelines", "launch", "configs") for name in sys.modules)
+"""
+
+
+def test_flamingo_trains_on_arrays_without_tensorflow(tiny, parameters, make_batch, tmp_path):
+  config = TrainingConfig(
+    total_steps=8,
+    frozen_dtype="float32",
+    optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1),
+  )
+  frozen = {path: array for path, array in parameters.items() if not is_trainable(path, config.trainable)}
+  batches = {"pages": make_batch(seed=1)}
+  given = tmp_path / "given.pickle"
+  given.write_bytes(pickle.dumps((tiny, config, frozen, batches, tmp_path / "run")))
+  command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(given)]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  lines = read_metrics(tmp_path / "run")
+  assert len(lines) == 8
+  assert lines[-1]["loss/pages"] < lines[0]["loss/pages"]
+  assert lines[0]["loss"] == pytest.approx(0.5 * lines[0]["loss/pages"])
+  trained, step, hashes = load_trainable(tmp_path / "run")
+  assert (step, hashes) == (8, {"all": "hash"})
+  assert trained.keys() | frozen.keys() == parameters.keys()

@@ -1,0 +1,92 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.models.flamingo import initialize
+from flamingo_jax.models.parameters import flat
+from flamingo_jax.parallel.mesh import AXES, MeshConfig, make_mesh, parameter_shardings
+
+HERE = pathlib.Path(__file__).parent
+EIGHT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+MESHES = """
+from flamingo_jax.errors import UserError
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
+for sizes in [(-1, 1, 1), (2, -1, 2), (1, 8, 1), (2, 2, 2), (1, 1, -1), (-1, 3, 1), (2, 2, 1)]:
+  try:
+    print(*make_mesh(MeshConfig(*sizes)).shape.values())
+  except UserError as error:
+    print(error)
+"""
+
+
+def on_eight_devices(*arguments: str) -> subprocess.CompletedProcess:
+  command = [sys.executable, *arguments]
+  return subprocess.run(command, cwd=HERE.parent.parent, env=EIGHT, capture_output=True, text=True, timeout=300)
+
+
+def test_one_free_axis_takes_the_devices_that_are_left():
+  done = on_eight_devices("-c", MESHES)
+  assert done.returncode == 0, done.stderr
+  *made, indivisible, too_few = done.stdout.splitlines()
+  assert made == ["8 1 1", "2 2 2", "1 8 1", "2 2 2", "1 1 8"]
+  assert "replica=-1, fsdp=3, model=1 does not make 8 devices" in indivisible
+  assert "replica=2, fsdp=2, model=1 does not make 8 devices" in too_few
+
+
+def test_the_step_on_eight_devices_matches_numpy_too():
+  """Means have global denominators, and sharded parameters get the same updates."""
+  done = on_eight_devices("-m", "pytest", "-k", "numpy", str(HERE / "test_step.py"))
+  assert done.returncode == 0, done.stdout
+  assert "5 passed" in done.stdout
+
+
+@pytest.mark.parametrize("sizes", [(-1, -1, 1), (0, 1, 1), (2, 1, 1), (-1, 2, 1)])
+def test_axes_that_do_not_make_the_devices_are_refused(sizes):
+  with pytest.raises(UserError, match=r"mesh: replica=.* does not make 1 devices. Let one axis be -1"):
+    make_mesh(MeshConfig(*sizes))
+
+
+def boxed(tiny) -> dict:
+  return jax.eval_shape(lambda key: initialize(tiny, key), jax.random.key(0))
+
+
+def test_parameters_are_cut_along_the_axes_their_kinds_name(tiny):
+  shardings = parameter_shardings(boxed(tiny), AbstractMesh((1, 2, 2), AXES))
+  shapes = flat(boxed(tiny))
+  parts = {path: np.divide(shapes[path].shape, s.shard_shape(shapes[path].shape)) for path, s in shardings.items()}
+  assert parts.keys() == shapes.keys()
+  expected = {  # how many parts each axis is cut into; 2 along fsdp (width) or model (heads, hidden, vocabulary)
+    "language/embeddings": [2, 2],
+    "language/extra_embeddings": [1, 2],
+    "language/norm/scale": [1],
+    "language/prefix/attention/query/kernel": [1, 2, 2, 1],
+    "language/prefix/attention/key/kernel": [1, 2, 2, 1],
+    "language/prefix/attention/output/kernel": [1, 2, 1, 2],
+    "language/groups/layers/feed_forward/up/kernel": [1, 1, 2, 2],
+    "language/groups/gated_cross_attention/feed_forward/down/kernel": [1, 2, 2],
+    "language/groups/gated_cross_attention/attention_gate": [1],
+    "language/tail/gated_cross_attention/attention_gate": [],
+    "resampler/layers/attention/value/kernel": [1, 2, 2, 1],
+    "resampler/latents": [1, 2],
+  }
+  assert {path: parts[path].tolist() for path in expected} == expected
+
+
+def test_parameters_that_do_not_divide_are_all_named(tiny):
+  """Three devices divide no number of heads (2 or 4) and no vocabulary (32), but the decoder's hidden width (24)."""
+  with pytest.raises(UserError) as error:
+    parameter_shardings(boxed(tiny), AbstractMesh((1, 1, 3), AXES))
+  first, *faults = str(error.value).splitlines()
+  assert first == "mesh: replica=1, fsdp=1, model=3 does not divide these parameters:"
+  named = {fault.split()[0] for fault in faults}
+  heads = {path for path in flat(boxed(tiny)) if "/attention/" in path}
+  assert heads <= named
+  assert "language/embeddings" in named
+  assert not any("layers/feed_forward/gate" in path for path in named)

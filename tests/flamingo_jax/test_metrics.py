@@ -1,0 +1,90 @@
+import json
+import pathlib
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.training.metrics import MetricsLog, read_metrics
+
+STEPS = [{"step": step, "loss": 4.0 / step, "loss/pages": 0.1 * step} for step in range(1, 7)]
+
+
+def write(workdir: pathlib.Path, lines: list[dict], resume_step: int = 0) -> None:
+  log = MetricsLog(workdir, resume_step)
+  for line in lines:
+    log.write(line["step"], {name: value for name, value in line.items() if name != "step"})
+  log.close()
+
+
+def events(workdir: pathlib.Path) -> list[Event]:
+  """Every event on disk: records of a length, its checksum, the bytes and their checksum."""
+  found = []
+  for path in sorted((workdir / "tensorboard").iterdir()):
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      (length,) = struct.unpack_from("<Q", data, at)
+      found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+      at += 16 + length
+  return found
+
+
+def scalars(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
+  """What TensorBoard shows: a session's start drops what was written before of its step and of later ones."""
+  shown: dict[tuple[str, int], float] = {}
+  for event in events(workdir):
+    if event.session_log.status == event.session_log.START:
+      shown = {key: value for key, value in shown.items() if key[1] < event.step}
+    shown |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+  return shown
+
+
+def expected_scalars(lines: list[dict]) -> dict[tuple[str, int], float]:
+  return {(name, line["step"]): value for line in lines for name, value in line.items() if name != "step"}
+
+
+def test_one_line_is_one_step_and_tensorboard_has_the_same_numbers(tmp_path):
+  write(tmp_path, STEPS)
+  assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == STEPS
+  assert scalars(tmp_path) == pytest.approx(expected_scalars(STEPS), rel=1e-6)
+
+
+def test_a_line_is_on_disk_when_the_step_is_done(tmp_path):
+  log = MetricsLog(tmp_path, 0)
+  log.write(1, {"loss": 2.0})
+  assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+  log.close()
+
+
+def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
+  """The killed run had reached step 6, its checkpoint is of step 4, and the new run goes otherwise."""
+  write(tmp_path, STEPS)
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  file.rename(file.with_name(f"0.{file.name}"))  # names are of the second they were made in: here both the same
+  again = [{"step": step, "loss": -1.0 * step} for step in (5, 6, 7)]
+  write(tmp_path, again, resume_step=4)
+  assert read_metrics(tmp_path) == STEPS[:4] + again
+  assert scalars(tmp_path) == pytest.approx(expected_scalars(STEPS[:4] + again), rel=1e-6)
+
+
+@pytest.mark.parametrize("left", [1, 10, 30])
+def test_a_last_line_that_was_cut_short_is_dropped(tmp_path, left):
+  write(tmp_path, STEPS)
+  path = tmp_path / "metrics.jsonl"
+  whole = path.read_text().splitlines(keepends=True)
+  path.write_text("".join(whole[:-1]) + whole[-1][:left])
+  assert read_metrics(tmp_path) == STEPS[:5]
+  write(tmp_path, STEPS[5:], resume_step=5)
+  assert path.read_text() == "".join(whole)
+
+
+def test_a_run_without_a_checkpoint_starts_its_log_over(tmp_path):
+  write(tmp_path, STEPS)
+  write(tmp_path, STEPS[:2], resume_step=0)
+  assert read_metrics(tmp_path) == STEPS[:2]
+
+
+def test_a_folder_without_a_log_is_refused(tmp_path):
+  with pytest.raises(UserError, match=r"metrics\.jsonl: missing"):
+    read_metrics(tmp_path)

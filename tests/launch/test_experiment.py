@@ -1,0 +1,300 @@
+import copy
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from data_pipelines.media import CAUSES
+from data_pipelines.stream import StreamConfig
+from flamingo_jax.errors import UserError
+from flamingo_jax.interop.model_folder import content_hash, save_model
+from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
+from flamingo_jax.models.parameters import flat
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
+from flamingo_jax.training.checkpoints import Checkpoints
+from flamingo_jax.training.loop import TrainingConfig, check_parameters
+from flamingo_jax.training.step import State, split_shapes
+from launch.config import load_config
+from launch.experiment import read_experiment, split_faults
+from launch.importing import import_checkpoint
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+CONFIGS = [path for path in sorted(ROOT.glob("configs/[!_]*.py")) if "def get_config" in path.read_text()]
+STREAM = dict(source="data/pages", layout="pairs", batch_size=8, length=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_optimizations():
+  """Random parts are made once, so it is their compilation that should be short."""
+  before = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def tiny() -> dict:
+  return load_config("configs/tiny.py", {})
+
+
+def faults_of(config: dict) -> list[str]:
+  with pytest.raises(UserError) as error:
+    read_experiment(config, "mine.py")
+  lines = str(error.value).splitlines()
+  assert all(line.startswith("mine.py: ") for line in lines)
+  return [line.removeprefix("mine.py: ") for line in lines]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_package_is_right(path):
+  config = load_config(str(path), {})
+  assert read_experiment(config, path.name).raw["objective"] == config["objective"]
+
+
+def test_a_config_survives_its_own_record(tiny):
+  """What the work directory keeps is what generate and report read."""
+  experiment = read_experiment(tiny, "tiny.py")
+  again = read_experiment(json.loads(json.dumps(experiment.raw)), "config.json")
+  assert dataclasses.replace(again, raw={}) == dataclasses.replace(experiment, raw={})
+
+
+def test_paths_in_the_record_do_not_depend_on_the_folder(tiny, tmp_path, monkeypatch):
+  before = copy.deepcopy(tiny)
+  monkeypatch.chdir(tmp_path)
+  raw = read_experiment(tiny, "tiny.py").raw
+  assert raw["tokenizer"]["path"] == str(tmp_path / "data/quickstart/language_model")
+  assert raw["streams"]["videos"]["source"] == str(tmp_path / "data/quickstart/streams/videos")
+  assert raw["frozen"] == dict(vision="random", language="random")
+  assert tiny == before
+
+
+def test_another_objective_is_refused_with_those_that_are(tiny):
+  assert faults_of(tiny | {"objective": "gan"}) == ["objective is 'gan'; it is one of flamingo, contrastive."]
+
+
+def test_faults_of_every_group_are_said_at_once(tiny):
+  tiny["sede"] = 3
+  tiny["model"]["resampler"]["latent"] = 8
+  tiny["optimizer"]["learning_rate"] = "fast"
+  tiny["streams"]["pages"]["lenght"] = 64
+  tiny["streams"]["extra"] = 5
+  tiny["evaluation"] = 3
+  del tiny["streams"]["videos"]["layout"]
+  assert sorted(fault.split(":")[0].split(" is ")[0] for fault in faults_of(tiny)) == [
+    "evaluation",
+    "model.resampler.latent",
+    "optimizer.learning_rate",
+    "sede",
+    "streams.extra",
+    "streams.pages.lenght",
+    "streams.videos.layout",
+  ]
+
+
+def changed(config: dict, path: str, value) -> dict:
+  *groups, field = path.split(".")
+  inner = config
+  for group in groups:
+    inner = inner[group]
+  inner[field] = value
+  return config
+
+
+@pytest.mark.parametrize(
+  ("path", "value"),
+  [
+    ("total_steps", 0),
+    ("evaluate_every", 0),
+    ("checkpoint.every", 0),
+    ("checkpoint.keep", 0),
+    ("frozen_dtype", "float33"),
+    ("model.dtype", "half"),
+    ("trainable", ("^resampler/", "(extra_")),
+    ("optimizer.no_decay", ("*norm",)),
+    ("optimizer.clip_norm", 0.0),
+    ("optimizer.warmup_steps", -1),
+    ("optimizer.schedule", "cosine"),
+    ("optimizer.learning_rate", 0.0),
+    ("frozen.language", ""),
+    ("frozen.vision", ""),
+    ("streams", {}),
+    ("streams.pages.layout", "books"),
+    ("streams.pages.frames", 2),
+    ("streams.pages.batch_size", 0),
+    ("streams.videos.frames", 9),
+    ("streams.videos.medium", "audio"),
+    ("streams.captions.crop", 0.0),
+    ("streams.captions.weight", -1.0),
+    ("streams.captions.length", 3),
+    ("model.language.extra_tokens", 1),
+    ("model.cross_attention.every", 0),
+    ("model.cross_attention.offset", 5),
+    ("model.resampler.heads", 5),
+  ],
+)
+def test_settings_that_do_not_fit_are_named(tiny, path, value):
+  (fault,) = faults_of(changed(tiny, path, value))
+  assert path.split(".")[-1] in fault
+
+
+def test_settings_that_do_not_fit_are_named_together(tiny):
+  changed(tiny, "total_steps", 0)
+  changed(tiny, "model.resampler.heads", 5)
+  changed(tiny, "streams.videos.frames", 9)
+  changed(tiny, "streams.captions.weight", -1.0)
+  assert len(faults_of(tiny)) == 4
+
+
+def test_a_contrastive_run_reads_pairs_no_longer_than_its_text_tower():
+  config = load_config("configs/quickstart_vision.py", {})
+  config["streams"]["pages"] = STREAM | dict(layout="interleaved", length=200)
+  faults = faults_of(config)
+  assert [fault.split(" is ")[0] for fault in faults] == ["streams.pages.layout", "streams.pages.length"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "quickstart_vision"])
+def test_the_base_config_names_every_field(name):
+  """An override is told from a slip of the pen by what is there."""
+  config = load_config(f"configs/{name}.py", {})
+  experiment = read_experiment(config, name)
+
+  def compare(value, fields: dict, where: str):
+    assert {field.name for field in dataclasses.fields(value)} == fields.keys(), where
+    for field in dataclasses.fields(value):
+      inner = getattr(value, field.name)
+      if dataclasses.is_dataclass(inner):
+        compare(inner, fields[field.name], f"{where}.{field.name}")
+
+  compare(experiment.model, config["model"], "model")
+  compare(experiment.tokenizer_config, config["tokenizer"], "tokenizer")
+  compare(experiment.evaluation, config["evaluation"], "evaluation")
+  training = {field.name: config[field.name] for field in dataclasses.fields(TrainingConfig)}
+  compare(experiment.training, training, "training")
+  for stream in config["streams"].values():
+    assert {field.name for field in dataclasses.fields(StreamConfig)} == stream.keys()
+
+
+def test_what_was_skipped_becomes_counts_by_stream_and_cause():
+  faults = np.zeros((3, len(CAUSES)), np.int32)
+  faults[0, 1], faults[2, 1], faults[1, 4] = 1, 2, 1
+  batch = dict(tokens=np.ones((3, 2)), faults=faults)
+  batches, counts = split_faults({"pages": batch, "captions": batch | dict(faults=0 * faults)})
+  assert counts == {f"skipped/pages/{CAUSES[1]}": 3, f"skipped/pages/{CAUSES[4]}": 1}
+  assert {name: list(stripped) for name, stripped in batches.items()} == {"pages": ["tokens"], "captions": ["tokens"]}
+  assert "faults" in batch
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+  """Frozen parts that fit the tiny config: a vision run of random parameters, and a language model's folder."""
+  folder = tmp_path_factory.mktemp("parts")
+  config = load_config("configs/tiny.py", {})
+  random = np.random.default_rng(0)
+  experiment = read_experiment(config, "tiny.py")
+  shapes = flat(jax.eval_shape(experiment.objective().initialize, jax.random.key(0)))
+  noise = {path: random.normal(size=shape.shape).astype(np.float32) for path, shape in shapes.items()}
+  vision = {path: array for path, array in noise.items() if path.startswith("vision/")}
+  checkpoints = Checkpoints(folder / "vision")
+  trained = jax.device_put(vision | {"log_temperature": np.float32(0)})
+  state = State(jax.numpy.int32(7), trained, optax.adam(1.0).init(trained))
+  checkpoints.save(7, state, {"language": "hash"})
+  checkpoints.close()
+  (folder / "vision" / "config.json").write_text(json.dumps(dict(model=dict(vision=config["model"]["vision"]))))
+  language = dataclasses.replace(experiment.model.language, extra_tokens=0)
+  plain = Decoder(language, np.float32)
+  tokens = np.zeros((1, 2), np.int32)
+  shapes = flat(jax.eval_shape(plain.init, jax.random.key(0), tokens, tokens + 1)["params"])
+  stored = {
+    path.replace("prefix/", "layers/"): random.normal(size=shape.shape).astype(np.float32)
+    for path, shape in shapes.items()
+  }
+  (folder / "language").mkdir()
+  save_model(folder / "language", stored, language, "random")
+  return folder, vision, stored
+
+
+def with_parts(parts, **changes: str):
+  folder, _, _ = parts
+  frozen = {"frozen.vision": str(folder / "vision"), "frozen.language": str(folder / "language")}
+  return read_experiment(load_config("configs/tiny.py", frozen | changes), "tiny.py")
+
+
+def test_imported_parts_fit_the_model_exactly(parts):
+  experiment = with_parts(parts)
+  frozen = experiment.frozen()
+  with make_mesh(MeshConfig()) as mesh:
+    _, expected, _ = split_shapes(experiment.objective(), mesh, experiment.training.trainable)
+  check_parameters(expected, frozen.parameters)
+  _, vision, stored = parts
+  assert frozen.hashes == dict(vision=content_hash(vision), language=content_hash(stored))
+  for path, array in vision.items():
+    np.testing.assert_array_equal(frozen.parameters[path], array)
+  np.testing.assert_array_equal(frozen.parameters["language/embeddings"], stored["embeddings"])
+  # Five layers with a gated one before the first, third and fifth: two groups of two and a tail of one.
+  queries = stored["layers/attention/query/kernel"]
+  np.testing.assert_array_equal(frozen.parameters["language/groups/layers/attention/query/kernel"][1, 0], queries[2])
+  np.testing.assert_array_equal(frozen.parameters["language/tail/layers/attention/query/kernel"], queries[4:])
+
+
+def test_random_parts_fit_too_and_come_with_the_seed(parts):
+  experiment = with_parts(parts, **{"frozen.vision": "random"})
+  frozen, again = experiment.frozen(), experiment.frozen()
+  with make_mesh(MeshConfig()) as mesh:
+    _, expected, _ = split_shapes(experiment.objective(), mesh, experiment.training.trainable)
+  check_parameters(expected, frozen.parameters)
+  assert frozen.hashes == again.hashes
+  other = with_parts(parts, **{"frozen.vision": "random", "seed": "1"}).frozen()
+  assert other.hashes["language"] == frozen.hashes["language"]
+  assert other.hashes["vision"] != frozen.hashes["vision"]
+
+
+def test_parts_of_another_architecture_are_refused_field_by_field(parts):
+  folder, _, _ = parts
+  changes = {"model.language.rope_base": "77.0", "model.language.feed_forward_width": "48"}
+  with pytest.raises(UserError) as error:
+    with_parts(parts, **changes).frozen()
+  first, *faults = str(error.value).splitlines()
+  assert first == f"{folder / 'language'}: does not fit the config:"
+  assert faults == [
+    "  model.language.feed_forward_width is 48, the frozen weights were made with 32",
+    "  model.language.rope_base is 77.0, the frozen weights were made with 100000.0",
+  ]
+  with pytest.raises(UserError, match=r"model\.vision\.layers is 3, the frozen weights were made with 2"):
+    with_parts(parts, **{"model.vision.layers": "3"}).frozen()
+
+
+def test_the_text_tower_reads_a_language_models_embeddings(parts):
+  folder, _, stored = parts
+  changes = {"frozen.language": str(folder / "language"), "model.embedding_width": "16"}
+  experiment = read_experiment(load_config("configs/quickstart_vision.py", changes), "quickstart_vision.py")
+  frozen = experiment.frozen()
+  assert list(frozen.parameters) == ["text/embeddings"]
+  np.testing.assert_array_equal(frozen.parameters["text/embeddings"], stored["embeddings"])
+  assert frozen.hashes == {"language": content_hash(frozen.parameters)}
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, write_gguf):
+  write_gguf(tmp_path / "model.gguf")
+  import_checkpoint("gguf", str(tmp_path / "model.gguf"), str(tmp_path / "language"))
+  config = load_config("configs/tiny.py", {"tokenizer.path": str(tmp_path / "language")})
+  with pytest.raises(UserError, match=r"its vocabulary has 49152 rows, but the tokenizer at .* has 40 tokens"):
+    read_experiment(config, "tiny.py").tokenizer()
+  config["model"]["language"]["vocabulary"] = 40
+  assert read_experiment(config, "tiny.py").tokenizer().image == 40
+
+
+def test_a_language_model_is_imported_for_use_as_it_is(parts, tmp_path, write_gguf):
+  """A GGUF file's metadata, as the folder keeps it, is a whole decoder config."""
+  write_gguf(tmp_path / "model.gguf")
+  import_checkpoint("gguf", str(tmp_path / "model.gguf"), str(tmp_path / "language"))
+  described = json.loads((tmp_path / "language" / "config.json").read_text())
+  config = with_parts(parts, **{"frozen.language": str(tmp_path / "language")}).raw
+  config["model"]["language"] = described["config"] | {"extra_tokens": 2}
+  assert DecoderConfig(**described["config"]).vocabulary == 40
+  frozen = read_experiment(config, "tiny.py").frozen()
+  assert frozen.parameters["language/unembeddings"].shape == (40, 16)
+  assert frozen.hashes["language"] == described["hash"]
