@@ -22,11 +22,12 @@ extras = {
   ],
   "gguf": ["gguf>=0.10"],
   "report": ["bokeh>=3.4", "jinja2>=3.1", "pillow>=10", "pyyaml>=6"],
+  "torch": ["torch>=2.6"],
   "tpu": ["jax[tpu]"],
   "gpu": ["jax[cuda12]"],
 }
 extras["quickstart"] = extras["data"] + extras["gguf"] + extras["report"]
-extras["peers"] = ["accelerate>=1", "transformers>=4.45,<5", "torch>=2.2"]
+extras["peers"] = extras["torch"] + ["accelerate>=1", "transformers>=4.45,<5"]
 extras["dev"] = extras["quickstart"] + ["beartype>=0.18", "hypothesis>=6", "pytest>=8", "ruff>=0.6"]
 
 setup(

@@ -5,6 +5,8 @@ Overrides on the command line reach any field: `--config.optimizer.learning_rate
 
 from ml_collections import ConfigDict
 
+from configs import language, vision
+
 
 def training() -> dict:
   """What every objective has."""
@@ -45,6 +47,7 @@ def stream(**changes) -> dict:
     frames=1,  # F, frames a slot
     frames_per_second=1.0,
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
+    labels="text",  # what is learnt: all text; or "chunks": as OpenFlamingo, only from an image to its <EOC>
     flip=False,  # left-right flips; off where pictures show text
     colour=0.0,  # strength of the colour jitter, 0 to 1
     crop=1.0,  # images: the smallest share of each side that a random crop keeps; 1: no crop
@@ -61,12 +64,10 @@ def flamingo() -> ConfigDict:
       frozen=dict(vision="", language=""),  # a model folder, a finished run's work directory, or "random" (tests only)
       model=dict(
         dtype="bfloat16",  # of activations and matrix products
-        vision=dict(width=256, layers=4, heads=4, feed_forward_multiplier=4, image_size=64, patch_size=8),
-        resampler=dict(layers=6, latents=64, heads=16, feed_forward_multiplier=4, frames=8, activation="squared_relu"),
-        cross_attention=dict(
-          every=1, offset=0, heads=16, head_width=128, feed_forward_multiplier=4, activation="squared_relu"
-        ),
-        language=smollm2_135m(),
+        vision=vision.vit(),
+        resampler=resampler(),
+        cross_attention=cross_attention(),
+        language=language.smollm2_135m(),
       ),
     )
   )
@@ -80,8 +81,8 @@ def contrastive() -> ConfigDict:
     trainable=("^vision/", "^text/(?!embeddings)", "projection", "log_temperature"),
     model=dict(
       dtype="bfloat16",
-      vision=dict(width=256, layers=4, heads=4, feed_forward_multiplier=4, image_size=64, patch_size=8),
-      text=dict(width=256, layers=2, heads=4, feed_forward_multiplier=4),
+      vision=vision.vit(),
+      text=vision.encoder(layers=2),
       vocabulary=49152,
       embedding_width=576,  # of the token embeddings
       length=32,  # the longest text, tokens
@@ -92,17 +93,38 @@ def contrastive() -> ConfigDict:
   return ConfigDict(config)
 
 
-def smollm2_135m() -> dict:
-  """SmolLM2-135M, and two rows for the tokens that Flamingo adds."""
-  return dict(
-    vocabulary=49152,
-    width=576,
-    layers=30,
-    heads=9,
-    key_value_heads=3,
-    feed_forward_width=1536,
-    rope_base=100_000.0,
-    norm_epsilon=1e-5,
-    tied_embeddings=True,
-    extra_tokens=2,
+def resampler(**changes) -> dict:
+  """The paper's; None in its place: text reads the features themselves."""
+  defaults = dict(
+    layers=6,
+    latents=64,
+    heads=16,
+    head_width=0,  # 0: the vision encoder's width divided by the heads
+    feed_forward_multiplier=4.0,
+    frames=8,  # temporal embeddings; more frames than this interpolate them; 0: none
+    media=0,  # embeddings of a medium's place among the others; 0: none
+    activation="squared_relu",
+    head_norm="",  # of queries and keys: "layer" or "rms"; empty: none
   )
+  return defaults | changes
+
+
+def cross_attention(**changes) -> dict:
+  """The paper's gated layers."""
+  defaults = dict(
+    every=1,  # they stand before language layers offset, offset + every, ...
+    offset=0,
+    after=False,  # they stand after those layers instead
+    heads=16,
+    head_width=128,
+    feed_forward_multiplier=4.0,
+    activation="squared_relu",
+    gated_feed_forward=False,
+    norm="layer",  # or "rms"
+    norm_epsilon=1e-5,
+    head_norm="",  # of queries and keys: "layer" or "rms"; empty: none
+    vector_gates=False,  # a gate for every channel instead of one for the layer
+    previous_media=False,  # text reads all media up to its own, not its own alone
+    blind_sees_all=False,  # as OpenFlamingo does with previous_media; only to compare with it
+  )
+  return defaults | changes

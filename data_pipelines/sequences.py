@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines.tokenizer import Tokenizer
+from flamingo_jax.ops.labels import text_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ def keep_media(tokens: list[int], marks: list[int], slots: int, tokenizer: Token
 def finish_row(tokens: Sequence[int], marks: Sequence[int], *, see_next: bool) -> Row:
   """Numbers the media by their place, and says what each token sees and whether it is learnt."""
   marker = np.asarray(marks) != NOT_A_MARKER
-  weights = (~marker).astype(np.float32)
+  weights = text_weights(marker, np.ones_like(marker))
   weights[0] = 0
   return Row(
     tokens=np.asarray(tokens, np.int32),

@@ -17,6 +17,7 @@ from data_pipelines.sequences import Row, page_row, pair_row
 from data_pipelines.shards import Shards
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.ops.labels import chunk_weights
 
 Batch = dict[str, np.ndarray]
 
@@ -35,6 +36,7 @@ class StreamConfig:
   frames: int = 1  # F, frames a slot
   frames_per_second: float = 1.0
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
+  labels: str = "text"  # what is learnt: "text": all of it; "chunks": as OpenFlamingo, from an image to its <EOC>
   flip: bool = False  # left-right flips; off where pictures show text
   colour: float = 0.0  # strength of the colour jitter, 0 to 1
   crop: float = 1.0  # images: the smallest share of each side that a random crop keeps; 1: no crop
@@ -45,6 +47,8 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
   faults = []
   if config.layout not in ("interleaved", "pairs"):
     faults.append(f"streams.{name}.layout is {config.layout!r}; it is 'interleaved' or 'pairs'.")
+  if config.labels not in ("text", "chunks"):
+    faults.append(f"streams.{name}.labels is {config.labels!r}; it is 'text' or 'chunks'.")
   if config.medium not in ("image", "video"):
     faults.append(f"streams.{name}.medium is {config.medium!r}; it is 'image' or 'video'.")
   if config.medium == "image" and config.frames != 1:
@@ -148,7 +152,7 @@ class Stream:
       return row
     length = len(text.tokens)
     row["tokens"][:length] = text.tokens
-    row["loss_weights"][:length] = text.loss_weights
+    row["loss_weights"][:length] = self.weights(text)
     row["segments"][:length] = 1
     row["media_index"][:length] = text.media_index
     for slot, medium in enumerate(text.media):
@@ -157,6 +161,15 @@ class Stream:
       except MediaError as error:
         count(row, error.cause)
     return row
+
+  def weights(self, text: Row) -> np.ndarray:
+    """How much each token counts, float32 [L]."""
+    if self.config.labels == "text":
+      return text.loss_weights
+    present = np.ones(len(text.tokens), bool)
+    tokenizer = self.tokenizer
+    inside = chunk_weights(text.tokens, present, image=tokenizer.image, end_of_chunk=tokenizer.end_of_chunk)
+    return text.loss_weights * inside
 
   def text(self, example: Example, random: np.random.Generator) -> Row:
     """The tokens of a record.

@@ -18,16 +18,15 @@ class Tokenizer:
   """A tokenizer whose special tokens are ids only: no text, however it reads, encodes to one of them.
 
   Attributes:
-    vocabulary: the size of the language model's own vocabulary.
+    vocabulary: the rows of the language model's own token table, which may have more than the tokenizer has tokens.
     image: id of the `<image>` token, the first id after the vocabulary.
     end_of_chunk: id of `<EOC>`, the second.
     size: of the vocabulary and the added tokens together.
     bos, eos: ids that begin and end a document. A GPT-2 style model knows one token for both.
   """
 
-  def __init__(self, bpe: tokenizers.Tokenizer, bos: int, eos: int):
-    self.bpe = bpe
-    self.vocabulary = bpe.get_vocab_size(with_added_tokens=False)
+  def __init__(self, bpe: tokenizers.Tokenizer, vocabulary: int, bos: int, eos: int):
+    self.bpe, self.vocabulary = bpe, vocabulary
     self.image, self.end_of_chunk = self.vocabulary, self.vocabulary + 1
     self.size = self.vocabulary + 2
     self.bos, self.eos = bos, eos
@@ -65,11 +64,19 @@ def save_bpe(directory: pathlib.Path, vocabulary: list[str], merges: list[str], 
   bpe.save(str(directory / "tokenizer.json"))
 
 
-def load_tokenizer(directory: str | pathlib.Path, bos: int = 0, eos: int = 0) -> Tokenizer:
+def load_tokenizer(
+  directory: str | pathlib.Path, bos: int = 0, eos: int = 0, vocabulary: int | None = None
+) -> Tokenizer:
   """Opens `directory/tokenizer.json`.
 
+  Args:
+    directory: a model folder.
+    bos: the id that begins a document.
+    eos: the id that ends one.
+    vocabulary: the rows of the model's token table; None: as many as the tokenizer has tokens.
+
   Raises:
-    UserError: the file is missing or is not a tokenizer.
+    UserError: the file is missing or is not a tokenizer, or has more tokens than the model has rows.
   """
   path = pathlib.Path(directory) / "tokenizer.json"
   if not path.is_file():
@@ -78,4 +85,7 @@ def load_tokenizer(directory: str | pathlib.Path, bos: int = 0, eos: int = 0) ->
     bpe = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing more precise
     raise UserError(f"{path}: not a tokenizer ({error}).") from error
-  return Tokenizer(bpe, bos, eos)
+  tokens = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
+  if vocabulary is not None and vocabulary < tokens:
+    raise UserError(f"{path}: has {tokens} tokens, but the model has {vocabulary} rows for them.")
+  return Tokenizer(bpe, tokens if vocabulary is None else vocabulary, bos, eos)

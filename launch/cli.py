@@ -62,6 +62,14 @@ def make_parser() -> argparse.ArgumentParser:
   train.add_argument("--config", required=True, help="a Python file with get_config()")
   train.add_argument("--workdir", required=True, help="a new folder, or that of the run to go on with")
 
+  plan = add(
+    verbs, run_plan, "plan", "say what a config will need; reads the config alone",
+    "flamingo plan --config=configs/flamingo_80b.py --parameters",
+  )  # fmt: skip
+  plan.add_argument("--config", required=True, help="a Python file with get_config()")
+  plan.add_argument("--parameters", action="store_true", required=True, help="how many there are, part by part")
+  plan.add_argument("--json", action="store_true", help="print one JSON object with the exact numbers")
+
   generate = add(
     verbs, run_generate, "generate", "continue a prompt with a trained model",
     'flamingo generate --workdir=runs/quickstart/flamingo --prompt="<image>Output:" --image=a.png',
@@ -105,6 +113,12 @@ def run_train(options) -> None:
   from launch.train import train_config
 
   train_config(options.config, options.overrides, options.workdir)
+
+
+def run_plan(options) -> None:
+  from launch.planning import plan_parameters
+
+  plan_parameters(options.config, options.overrides, as_json=options.json)
 
 
 def run_generate(options) -> None:

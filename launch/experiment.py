@@ -67,14 +67,8 @@ class Experiment:
   def tokenizer(self) -> Tokenizer:
     """Opens the tokenizer, and checks that the model has a row for each of its tokens."""
     config = self.tokenizer_config
-    tokenizer = load_tokenizer(config.path, config.bos, config.eos)
     described = self.model.language if isinstance(self.model, FlamingoConfig) else self.model
-    rows = described.vocabulary
-    if rows != tokenizer.vocabulary:
-      raise UserError(
-        f"model: its vocabulary has {rows} rows, but the tokenizer at {config.path} has {tokenizer.vocabulary} tokens."
-      )
-    return tokenizer
+    return load_tokenizer(config.path, config.bos, config.eos, described.vocabulary)
 
   def streams(self, split: str, *, training: bool) -> dict[str, Stream]:
     """Opens every stream's `train` or `heldout` shards."""

@@ -38,12 +38,12 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
     "ffn_down": (16, 24),
   }
 
-  def write(path: pathlib.Path, *, architecture: str = "llama", leave_out: tuple[str, ...] = ()) -> dict:
+  def write(path: pathlib.Path, *, architecture: str = "llama", leave_out=(), more=()) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     whole = ("token_embd", "output_norm", "output")
     names = [*whole, *(f"blk.{layer}.{name}" for layer in range(2) for name in shapes if name not in whole)]
     tensors = {f"{name}.weight": random.normal(size=shapes[name.split(".")[-1]]).astype(np.float32) for name in names}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in leave_out}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in leave_out} | dict(more)
     letters = [chr(number) for number in range(ord("A"), ord("A") + 38)]
     writer = gguf.GGUFWriter(path, architecture)
     fields = dict(embedding_length=16, block_count=2, feed_forward_length=24, head_count=4, head_count_kv=2)

@@ -60,8 +60,16 @@ def refuse(described: dict, where: object, **needed: object) -> None:
     raise UserError("\n".join(faults))
 
 
+def with_rotary(described: dict, where: object) -> dict:
+  """A config with its rotary settings among the others: since transformers 5 they are in `rope_parameters`."""
+  settings = described | (described.get("rope_parameters") or {})
+  refuse(settings, where, rope_scaling=None, rope_type="default")
+  return settings
+
+
 def llama_config(described: dict, where: object) -> dict:
-  refuse(described, where, rope_scaling=None, attention_bias=False, mlp_bias=False)
+  described = with_rotary(described, where)
+  refuse(described, where, attention_bias=False, mlp_bias=False)
   heads = described["num_attention_heads"]
   return dict(
     vocabulary=described["vocab_size"],
@@ -85,7 +93,8 @@ def head_width(described: dict) -> int:
 
 
 def gpt_neox_config(described: dict, where: object) -> dict:
-  refuse(described, where, rope_scaling=None, attention_bias=True)
+  described = with_rotary(described, where)
+  refuse(described, where, attention_bias=True)
   return dict(
     vocabulary=described["vocab_size"],
     width=described["hidden_size"],
@@ -100,7 +109,7 @@ def gpt_neox_config(described: dict, where: object) -> dict:
     norm_epsilon=described["layer_norm_eps"],
     residual="parallel" if described["use_parallel_residual"] else "sequential",
     rope_base=float(described.get("rotary_emb_base") or described.get("rope_theta") or 10_000.0),
-    rotary_share=described["rotary_pct"],
+    rotary_share=described["rotary_pct" if "rotary_pct" in described else "partial_rotary_factor"],
     tied_embeddings=described.get("tie_word_embeddings", False),
   )
 
@@ -135,13 +144,9 @@ def opt_config(described: dict, where: object) -> dict:
 
 
 def mpt_config(described: dict, where: object) -> dict:
-  attention = described.get("attn_config") or {}
-  settings = {name.removeprefix("attn_"): value for name, value in described.items() if name.startswith("attn_")}
-  settings |= attention if isinstance(attention, dict) else {}
-  refuse(settings, f"{where}: attn_config", clip_qkv=None, softmax_scale=None, prefix_lm=False, alibi_bias_max=8)
-  refuse(described, where, no_bias=True)
-  if not settings.get("alibi", described.get("alibi", True)):
-    raise UserError(f"{where}: alibi is off; only MPT models with ALiBi are read.")
+  attention = dict(softmax_scale=None, prefix_lm=False, alibi=True, alibi_bias_max=8)
+  refuse(described.get("attn_config") or {}, f"{where}: attn_config", clip_qkv=None, **attention)
+  refuse(described, where, no_bias=True, logit_scale=None, attn_clip_qkv=None, **attention)  # mosaic_gpt's are here
   heads = described["n_heads"]
   return dict(
     vocabulary=described["vocab_size"],
@@ -155,7 +160,7 @@ def mpt_config(described: dict, where: object) -> dict:
     gated_feed_forward=False,
     norm="layer_without_bias",
     norm_epsilon=described.get("layer_norm_epsilon", 1e-5),
-    query_key_norm=bool(settings.get("qk_ln")) and described["model_type"] == "mosaic_gpt",
+    query_key_norm=bool(described.get("attn_qk_ln")),
     positions="alibi",
     tied_embeddings=described.get("tie_word_embeddings", True),
   )

@@ -95,7 +95,8 @@ class FeedForward(nn.Module):
     act = ACTIVATIONS[self.activation]
     hidden = linear(self.hidden_width, ("embed", "mlp"), dtype=self.dtype, name="up", bias=self.bias)(x)
     if self.gated:
-      hidden = act(linear(self.hidden_width, ("embed", "mlp"), dtype=self.dtype, name="gate")(x)) * hidden
+      gate = linear(self.hidden_width, ("embed", "mlp"), dtype=self.dtype, name="gate", bias=self.bias)
+      hidden = act(gate(x)) * hidden
     else:
       hidden = act(hidden)
     return linear(x.shape[-1], ("mlp", "embed"), dtype=self.dtype, name="down", bias=self.bias)(hidden)

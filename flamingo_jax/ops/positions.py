@@ -18,9 +18,9 @@ def rotate(
 ) -> Float[Array, "B L H K"]:
   """Rotary position embedding (Su et al., 2021), first half paired with second half, angles in float32.
 
-  Only the first `share` of each head is rotated (GPT-NeoX).
+  Only the first `share` of each head is rotated, rounded down (GPT-NeoX).
   """
-  turned = round(x.shape[-1] * share)
+  turned = int(x.shape[-1] * share)
   half = turned // 2
   frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angles = positions[:, :, None, None].astype(jnp.float32) * frequencies

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.models.flamingo import initialize
+from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.training.checkpoints import load_trainable
 from flamingo_jax.training.loop import (
   CheckpointConfig,
@@ -211,7 +214,10 @@ assert not any(name.split(".")[0] in ("data_pipelines", "launch", "configs") for
 """
 
 
-def test_flamingo_trains_on_arrays_without_tensorflow(tiny, parameters, make_batch, tmp_path):
+def test_flamingo_trains_on_arrays_without_tensorflow(tiny, random_parameters, make_batch, tmp_path):
+  language, cross_attention = dataclasses.replace(tiny.language, layers=1), GatedCrossAttentionConfig(heads=2)
+  model = dataclasses.replace(tiny, language=language, cross_attention=cross_attention)
+  parameters = random_parameters(lambda key: initialize(model, key))
   config = TrainingConfig(
     total_steps=8,
     frozen_dtype="float32",
@@ -220,7 +226,7 @@ def test_flamingo_trains_on_arrays_without_tensorflow(tiny, parameters, make_bat
   frozen = {path: array for path, array in parameters.items() if not is_trainable(path, config.trainable)}
   batches = {"pages": make_batch(seed=1)}
   given = tmp_path / "given.pickle"
-  given.write_bytes(pickle.dumps((tiny, config, frozen, batches, tmp_path / "run")))
+  given.write_bytes(pickle.dumps((model, config, frozen, batches, tmp_path / "run")))
   command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(given)]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import json
 import os
 
@@ -8,7 +9,8 @@ import pytest
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.gguf import GgufModel
-from flamingo_jax.interop.model_folder import content_hash, load_model, publish, save_model
+from flamingo_jax.interop.importing import open_gguf
+from flamingo_jax.interop.model_folder import content_hash, load_model, publish, save_model, save_tensors
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.ops.positions import rotate
 
@@ -137,11 +139,21 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
   assert (target / "thesis.tex").read_text() == "years of work"
 
 
+def imported(path) -> dict[str, np.ndarray]:
+  """The parameters of a GGUF file, by way of a model folder."""
+  source = open_gguf(path)
+  folder = path.parent / f"{path.name}.imported"
+  folder.mkdir()
+  save_tensors(folder, source.tensors, source.rules, source.ignored, dict(config=dataclasses.asdict(source.config)))
+  return load_model(folder)[0]
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory, write_gguf):
+  """The opened file, its tensors as they were written, and our parameters."""
   path = tmp_path_factory.mktemp("llama") / "model.gguf"
   tensors = write_gguf(path)
-  return GgufModel(path), tensors
+  return GgufModel(path), tensors, imported(path)
 
 
 def test_the_architecture_is_read_from_the_metadata(llama):
@@ -162,15 +174,13 @@ def test_the_architecture_is_read_from_the_metadata(llama):
 
 def test_a_file_without_an_output_table_has_tied_embeddings(tmp_path, write_gguf):
   write_gguf(tmp_path / "model.gguf", leave_out=("output.weight",))
-  model = GgufModel(tmp_path / "model.gguf")
-  assert model.config().tied_embeddings
-  assert "unembeddings" not in model.parameters()
+  assert GgufModel(tmp_path / "model.gguf").config().tied_embeddings
+  assert "unembeddings" not in imported(tmp_path / "model.gguf")
 
 
 def test_every_weight_arrives_and_computes_what_it_did(llama):
   """A weight is what its product with an input is. Queries and keys are left to the test of scores."""
-  model, tensors = llama
-  parameters = model.parameters()
+  _, tensors, parameters = llama
   x, hidden, heads = (np.random.default_rng(1).normal(size=shape).astype(np.float32) for shape in (16, 24, (4, 4)))
   for layer in range(2):
     ours = {path.removeprefix("layers/"): array[layer] for path, array in parameters.items() if "layers/" in path}
@@ -203,8 +213,8 @@ def turned_pairs(x: np.ndarray, base: float) -> np.ndarray:
 
 
 def test_attention_scores_are_those_of_the_interleaved_rotation(llama):
-  model, tensors = llama
-  parameters, base = model.parameters(), 5000.0
+  _, tensors, parameters = llama
+  base = 5000.0
   x = np.random.default_rng(2).normal(size=(6, 16)).astype(np.float32)
   positions = np.arange(6)[None]
   for layer in range(2):
@@ -220,11 +230,10 @@ def test_attention_scores_are_those_of_the_interleaved_rotation(llama):
 
 
 def test_the_parameters_are_those_of_the_decoder(llama, random_parameters):
-  model, _ = llama
+  model, _, found = llama
   config = model.config()
   tokens = np.zeros((1, 2), np.int32)
   wanted = random_parameters(lambda key: Decoder(config, np.float32).init(key, tokens, tokens + 1)["params"])
-  found = model.parameters()
   assert sum(array.size for array in found.values()) == sum(array.size for array in wanted.values())
   for path in ("embeddings", "unembeddings", "norm/scale"):
     assert found[path].shape == wanted[path].shape
@@ -250,7 +259,7 @@ def test_quantized_weights_are_read_as_float32(tmp_path):
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
-  found = GgufModel(tmp_path / "model.gguf").tensor("token_embd.weight")
+  found = GgufModel(tmp_path / "model.gguf").read("token_embd.weight")
   assert (found.dtype, found.shape) == (np.float32, (4, 64))
   step = np.abs(weights).max() / 127
   assert 0 < np.abs(found - weights).max() <= 0.51 * step
@@ -265,16 +274,24 @@ def test_another_architecture_is_refused(tmp_path, write_gguf):
 @pytest.mark.parametrize(
   ("left_out", "message"),
   [
-    ("blk.1.attn_k.weight", "the tensor 'blk.1.attn_k.weight' is missing"),
-    ("head_count_kv", "the metadata field 'llama.attention.head_count_kv' is missing"),
+    ("blk.1.attn_k.weight", "missing: blk.1.attn_k.weight [8, 16]"),
+    ("head_count_kv", "the metadata field 'llama.attention.head_count_kv' is missing."),
   ],
 )
 def test_what_is_missing_is_named(tmp_path, write_gguf, left_out, message):
   path = tmp_path / "model.gguf"
   write_gguf(path, leave_out=(left_out,))
   with pytest.raises(UserError) as error:
-    GgufModel(path).parameters()
-  assert str(error.value) == f"{path}: {message}."
+    imported(path)
+  assert str(error.value).startswith(f"{path}: ")
+  assert message in str(error.value)
+
+
+def test_weights_that_would_go_unread_are_refused(tmp_path, write_gguf):
+  """Such as the scaled frequencies of a Llama 3.1, without which its positions would be others."""
+  write_gguf(tmp_path / "model.gguf", more={"rope_freqs.weight": np.ones(2, np.float32)})
+  with pytest.raises(UserError, match=r"not known: rope_freqs\.weight \[2\]"):
+    imported(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"<html>not found</html>" * 50, bytes(1000), b"GGUF" + bytes(1000)])
@@ -293,4 +310,4 @@ def test_a_download_that_broke_off_is_refused(tmp_path, write_gguf):
   for length in range(0, len(whole) - 64, 97):
     path.write_bytes(whole[:length])
     with pytest.raises(UserError, match=r"part\.gguf: "):
-      GgufModel(path).parameters()
+      imported(path)
