@@ -19,7 +19,7 @@ def training() -> dict:
     optimizer=dict(
       learning_rate=1e-4,
       warmup_steps=5000,
-      schedule="constant",  # after warm-up; or "linear": to zero at the last step
+      schedule="constant",  # after warm-up; or "linear" to zero at the last step, "exponential" to a tenth
       weight_decay=0.1,
       no_decay=("^resampler/", "norm/", "bias$", "gate$", "extra_"),  # patterns of parameter paths
       beta1=0.9,

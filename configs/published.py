@@ -40,7 +40,7 @@ NOTES = dict(
   flamingo_3b={"resampler": RESAMPLER},
   flamingo_9b={
     "resampler": RESAMPLER,
-    "gated cross-attention": "10 layers, as the paper's table has; its count fits 8 of 12 D^2 each.",
+    "gated cross-attention": "10 layers, as the paper's table has; its count fits 8, of 12 D^2 each.",
     "language model": "40 layers, as the paper's table has; its count fits 32 (configs/flamingo_9b_counts.py).",
     "total": "follows from the depth of the language model and the number of gated layers.",
   },

@@ -23,7 +23,8 @@ def plan_parameters(path: str, overrides: dict[str, str], *, as_json: bool) -> N
   name = preset(path)
   counts = parameter_counts(experiment.objective(), experiment.training.trainable)
   rows = compare(counts, published.COUNTS.get(name, {}))
-  notes = explanations(rows, published.NOTES.get(name, {}))
+  changed = any(field.startswith("model.") for field in overrides)
+  notes = explanations(rows, {} if changed else published.NOTES.get(name, {}))
   if as_json:
     print(json.dumps(described(path, rows, notes)))
     return
@@ -42,7 +43,7 @@ def preset(path: str) -> str:
 def explanations(rows: list[Comparison], known: dict[str, str]) -> dict[str, str]:
   """Part -> why our count is not the published one, where the difference is worth a word."""
   differing = [row.part for row in rows if row.difference is not None and abs(row.difference) > WORTH_A_WORD]
-  return {part: known.get(part, "the config was changed from the published model.") for part in differing}
+  return {part: known.get(part, "the command line changed the model.") for part in differing}
 
 
 def described(path: str, rows: list[Comparison], notes: dict[str, str]) -> dict:

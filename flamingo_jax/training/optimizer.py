@@ -12,7 +12,9 @@ class OptimizerConfig:
 
   learning_rate: float = 1e-4
   warmup_steps: int = 5000
-  schedule: str = "constant"  # after warm-up: "constant" (the paper) or "linear" to zero at the last step
+  # After warm-up: "constant" (the paper), "linear" to zero at the last step, or "exponential" to a tenth by then (its
+  # fine-tuning, appendix B.2.2).
+  schedule: str = "constant"
   weight_decay: float = 0.1
   no_decay: tuple[str, ...] = ("^resampler/", "norm/", "bias$", "gate$", "extra_")  # patterns of parameter paths
   beta1: float = 0.9
@@ -24,9 +26,9 @@ class OptimizerConfig:
 def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
   """What is wrong with the settings, one line a fault."""
   faults = []
-  if config.schedule not in ("constant", "linear"):
-    faults.append(f"optimizer.schedule is {config.schedule!r}; it is 'constant' or 'linear'.")
-  if config.schedule == "linear" and config.warmup_steps >= total_steps:
+  if config.schedule not in ("constant", "linear", "exponential"):
+    faults.append(f"optimizer.schedule is {config.schedule!r}; it is 'constant', 'linear' or 'exponential'.")
+  if config.schedule != "constant" and config.warmup_steps >= total_steps:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps.")
   if config.warmup_steps < 0:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}; it is not negative.")
@@ -40,10 +42,11 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   """The rate of each update, counted from 0; the first update has the first step of the warm-up, not zero."""
   peak, warmup = config.learning_rate, config.warmup_steps
   rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-  if config.schedule == "constant":
-    rest = optax.constant_schedule(peak)
-  else:
-    rest = optax.linear_schedule(peak, 0.0, total_steps - warmup)
+  rest = {
+    "constant": lambda: optax.constant_schedule(peak),
+    "linear": lambda: optax.linear_schedule(peak, 0.0, total_steps - warmup),
+    "exponential": lambda: optax.exponential_decay(peak, total_steps - warmup, 0.1),
+  }[config.schedule]()
   return optax.join_schedules([rise, rest], [warmup])
 
 

@@ -16,7 +16,7 @@ import pytest
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
-from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
+from flamingo_jax.training.loop import Frozen, TrainingConfig, begin_from, place_frozen
 from flamingo_jax.training.objectives import Loss, Objective, flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.step import initial_state, make_train_step, split_shapes
@@ -211,19 +211,28 @@ def test_a_pattern_that_names_no_parameter_is_refused(mesh):
     split_shapes(OBJECTIVE, mesh, ("^head/", "^heat/"))
 
 
+USUAL = TrainingConfig().trainable
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, parameters, make_batch):
+  return train_tiny(tiny, parameters, make_batch(), USUAL)
+
+
+def train_tiny(tiny, parameters, batch, trainable: tuple[str, ...]):
   """The tiny Flamingo before and after 20 updates on one batch."""
-  config = TrainingConfig(frozen_dtype="float32", optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2))
+  settings = OptimizerConfig(learning_rate=3e-3, warmup_steps=2)
+  config = TrainingConfig(trainable=trainable, frozen_dtype="float32", optimizer=settings)
   rate = learning_rate(config.optimizer, 20)
   objective, optimizer = flamingo_objective(tiny), make_optimizer(config.optimizer, rate)
   with make_mesh(MeshConfig()) as mesh:
     _, names, _ = split_shapes(objective, mesh, config.trainable)
     held = {path: parameters[path].copy() for path in names}
     frozen = place_frozen(objective, Frozen(held), mesh, config)
-    state = before = initial_state(objective, optimizer, mesh, config.trainable, seed=3)
+    open_gates = {path: array for path, array in parameters.items() if path not in names}
+    state = before = begin_from(open_gates, initial_state(objective, optimizer, mesh, config.trainable, seed=3))
     step = jax.jit(make_train_step(objective, optimizer, rate, {"pages": 1.0}))
-    batches, losses = {"pages": global_batch(make_batch(), mesh)}, []
+    batches, losses = {"pages": global_batch(batch, mesh)}, []
     for _ in range(20):
       state, metrics = step(state, frozen, batches)
       losses.append(float(metrics["loss"]))
@@ -236,6 +245,28 @@ def test_frozen_parameters_are_bit_for_bit_the_same_after_20_steps(trained, para
   assert not trained.frozen.keys() & trained.after.trainable.keys()
   for path, array in trained.frozen.items():
     np.testing.assert_array_equal(array, parameters[path])
+
+
+@pytest.mark.parametrize(
+  ("trainable", "parts"),
+  [
+    (("gate$",), {"language"}),
+    (("^resampler/",), {"resampler"}),
+    ((*USUAL, "^vision/"), {"resampler", "language", "vision"}),
+    ((*USUAL, "^language/embeddings$"), {"resampler", "language"}),
+    (("^vision/encoder/layers/attention/",), {"vision"}),
+  ],
+)
+def test_what_trains_is_a_list_of_patterns_and_the_rest_does_not_move(tiny, parameters, make_batch, trainable, parts):
+  found = train_tiny(tiny, parameters, make_batch(), trainable)
+  before, after = found.before.trainable, found.after.trainable
+  assert {path.split("/")[0] for path in after} == parts
+  assert all((np.asarray(after[path]) != before[path]).any() for path in after)
+  assert found.frozen.keys() == parameters.keys() - after.keys()
+  assert all(np.array_equal(array, parameters[path]) for path, array in found.frozen.items())
+  slots = jax.tree_util.tree_leaves_with_path(found.after.optimizer_state)
+  keys = {entry.key for path, _ in slots for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+  assert keys == after.keys()
 
 
 def test_optimizer_slots_are_of_trained_parameters_only(trained):

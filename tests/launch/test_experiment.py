@@ -252,6 +252,36 @@ def test_random_parts_fit_too_and_come_with_the_seed(parts):
   assert other.hashes["vision"] != frozen.hashes["vision"]
 
 
+EVERYTHING_SEEN = "('^vision/', '^resampler/', '/gated_cross_attention/', 'extra_')"
+
+
+def test_an_unfrozen_vision_encoder_begins_from_what_it_was(parts):
+  _, vision, _ = parts
+  frozen = with_parts(parts, trainable=EVERYTHING_SEEN).frozen()
+  assert frozen.start.keys() == vision.keys()
+  assert all(np.array_equal(frozen.start[path], array) for path, array in vision.items())
+  assert all(path.startswith("language/") for path in frozen.parameters)
+
+
+def test_at_another_size_only_the_position_embeddings_are_stretched(parts):
+  """From 4 x 4 patches to 6 x 6."""
+  _, vision, _ = parts
+  frozen = with_parts(parts, trainable=EVERYTHING_SEEN, **{"model.vision.image_size": "48"}).frozen()
+  table = "vision/position_embeddings"
+  assert frozen.start[table].shape == (36, 32)
+  stretched = frozen.start[table].reshape(6, 6, 32)
+  original = vision[table].reshape(4, 4, 32)
+  corners = np.corrcoef(stretched[0, 0], original[0, 0])[0, 1], np.corrcoef(stretched[-1, -1], original[-1, -1])[0, 1]
+  assert min(corners) > 0.8
+  assert all(np.array_equal(frozen.start[path], array) for path, array in vision.items() if path != table)
+
+
+def test_trained_embeddings_begin_from_the_language_models(parts):
+  frozen = with_parts(parts, trainable="('^language/embeddings$', 'extra_', '^resampler/')").frozen()
+  np.testing.assert_array_equal(frozen.start["language/embeddings"], parts[2]["embeddings"])
+  assert "language/embeddings" not in frozen.parameters
+
+
 def test_parts_of_another_architecture_are_refused_field_by_field(parts):
   folder, _, _ = parts
   changes = {"model.language.rope_base": "77.0", "model.language.feed_forward_width": "48"}

@@ -1,0 +1,168 @@
+"""The presets are whole, and describe the models that they are named after."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from configs import language, published, vision
+from flamingo_jax.interop.language_rules import read_config
+from flamingo_jax.interop.vision_rules import config_from_clip, config_from_idefics, config_from_timm
+from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, gated_layers
+from flamingo_jax.models.parameters import flat
+from flamingo_jax.models.vision.nfnet import NfnetConfig
+from flamingo_jax.models.vision.vit import VitConfig
+from flamingo_jax.parallel.mesh import parameter_shardings
+from flamingo_jax.planning.parameters import Comparison, compare, parameter_counts
+from launch.config import PACKAGED, load_config
+from launch.experiment import Experiment, read_experiment
+
+GATED_LAYERS = dict(
+  flamingo_3b=24,
+  flamingo_9b=10,
+  flamingo_9b_counts=8,
+  flamingo_80b=12,
+  openflamingo_3b=24,
+  openflamingo_4b=16,
+  openflamingo_9b=8,
+  idefics_9b=8,
+  idefics_80b=20,
+)
+
+
+@functools.cache
+def experiment(name: str) -> Experiment:
+  path = f"configs/{name}.py"
+  return read_experiment(load_config(path, {}), path)
+
+
+@functools.cache
+def comparison(name: str) -> dict[str, Comparison]:
+  run = experiment(name)
+  counts = parameter_counts(run.objective(), run.training.trainable)
+  return {row.part: row for row in compare(counts, published.COUNTS.get(name, {}))}
+
+
+def described_files() -> list[pathlib.Path]:
+  return [path for path in sorted(PACKAGED.glob("[!_]*.py")) if "def get_config" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", described_files(), ids=lambda path: path.stem)
+def test_every_config_builds_without_a_fault(path):
+  assert experiment(path.stem).stream_configs
+
+
+@pytest.mark.parametrize(("name", "number"), GATED_LAYERS.items())
+def test_gated_layers_are_as_many_as_published(name, number):
+  model = experiment(name).model
+  assert len(gated_layers(model.language.layers, model.cross_attention)) == number
+
+
+def test_openflamingo_gates_the_last_layer_of_every_group_and_flamingo_the_first():
+  places = {
+    name: gated_layers(32, experiment(name).model.cross_attention) for name in ("openflamingo_9b", "flamingo_9b")
+  }
+  assert places["openflamingo_9b"] == tuple(layer for layer in range(32) if (layer + 1) % 4 == 0)
+  assert places["flamingo_9b"] == tuple(layer for layer in range(32) if layer % 4 == 0)
+
+
+@pytest.mark.parametrize("name", published.COUNTS)
+def test_counts_are_within_five_percent_of_the_paper_where_no_note_says_otherwise(name):
+  rows = comparison(name)
+  assert published.COUNTS[name].keys() <= rows.keys()
+  differing = {part for part, row in rows.items() if row.published and abs(row.count / row.published - 1) > 0.05}
+  assert differing == published.NOTES[name].keys()
+
+
+def test_the_3b_counts_as_the_paper_does():
+  rows = comparison("flamingo_3b")
+  assert rows["total"].count == pytest.approx(3.2e9, rel=0.05)
+  assert rows["gated cross-attention"].count == pytest.approx(1.21e9, rel=0.05)
+  assert rows["vision encoder"].count == pytest.approx(435e6, rel=0.05)
+  assert rows["language model"].count == pytest.approx(1.4e9, rel=0.05)
+
+
+def test_the_80b_counts_as_the_paper_does():
+  assert comparison("flamingo_80b")["total"].count == pytest.approx(80e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+  ("layers", "width", "name"),
+  [
+    (24, 2048, "flamingo_3b"),
+    (40, 4096, "flamingo_9b"),
+    (32, 4096, "flamingo_9b_counts"),
+    (80, 8192, "flamingo_80b"),
+  ],
+)
+def test_chinchilla_has_thirteen_squares_of_its_width_a_layer(layers, width, name):
+  """12 of attention and feed-forward, one of relative positions; then the table. Norms and biases are the rest."""
+  closed = 13 * width**2 * layers + 32_000 * width
+  assert 0 <= comparison(name)["language model"].count - closed < 1e-3 * closed
+
+
+@pytest.mark.parametrize("name", ["flamingo_3b", "flamingo_9b", "flamingo_9b_counts", "flamingo_80b"])
+def test_the_resampler_has_twelve_squares_of_its_width_a_layer(name):
+  tables, norms = (64 + 8) * 1536, (6 * 3 + 1) * 2 * 1536
+  assert comparison(name)["resampler"].count == 6 * 12 * 1536**2 + tables + norms
+
+
+@pytest.mark.parametrize("name", GATED_LAYERS)
+def test_only_what_flamingo_adds_is_trained(name):
+  rows = comparison(name)
+  assert {part for part, row in rows.items() if row.trained and part != "total"} == {
+    "resampler",
+    "gated cross-attention",
+    "added token embeddings",
+  }
+  assert not any(row.trained and row.frozen for part, row in rows.items() if part != "total")
+
+
+@pytest.mark.parametrize(
+  ("name", "count"),
+  [
+    ("smollm2_135m", 134_515_008),
+    ("gpt2", 124_439_808),
+    ("opt_1_3b", 1_315_758_080),
+    ("pythia_1_4b", 1_414_647_808),
+    ("mpt_7b", 6_649_286_656),
+    ("llama_7b", 6_738_415_616),
+    ("llama_65b", 65_285_660_672),
+  ],
+)
+def test_a_language_model_has_the_parameters_that_transformers_counts(name, count):
+  config = DecoderConfig(**getattr(language, name)() | dict(extra_tokens=0))
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  shapes = jax.eval_shape(Decoder(config, jnp.float32).init, jax.random.key(0), tokens, tokens)["params"]
+  assert sum(int(np.prod(shape.shape)) for shape in flat(shapes).values()) == count
+
+
+@pytest.mark.parametrize(("name", "preset"), [("GPT2Config", "gpt2"), ("LlamaConfig", "llama_7b")])
+def test_a_language_model_is_what_an_import_of_it_describes(name, preset):
+  transformers = pytest.importorskip("transformers")
+  described = getattr(transformers, name)().to_dict()
+  assert read_config(described, "config.json") == DecoderConfig(**getattr(language, preset)() | dict(extra_tokens=0))
+
+
+def test_vision_encoders_are_what_an_import_of_them_describes():
+  sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
+  assert VitConfig(**vision.clip_vit_l14()) == config_from_clip({"vision_config": sizes})
+  assert VitConfig(**vision.clip_vit_h14()) == config_from_idefics({"vision_config": dict(embed_dim=1280)})
+  nfnet = dict(architecture="dm_nfnet_f6", pretrained_cfg=dict(input_size=(3, 320, 320)))
+  assert NfnetConfig(**vision.nfnet_f6()) == config_from_timm(nfnet)
+
+
+@pytest.mark.parametrize("name", GATED_LAYERS)
+def test_the_mesh_divides_every_parameter(name):
+  run = experiment(name)
+  mesh = run.training.mesh
+  devices = AbstractMesh((1, mesh.fsdp, mesh.model), ("replica", "fsdp", "model"))
+  boxed = jax.eval_shape(run.objective().initialize, jax.random.key(0))
+  shardings = parameter_shardings(boxed, devices)
+  query = shardings["language/groups/gated_cross_attention/attention/query/kernel"]
+  assert "model" in query.spec
+  assert all(config.batch_size % mesh.fsdp == 0 for config in run.stream_configs.values())

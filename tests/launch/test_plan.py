@@ -1,0 +1,85 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from flamingo_jax.planning.parameters import Comparison, compare
+from launch.planning import explanations, preset, short
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def plan(*arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
+  """Runs the command where there is no data, no tokenizer and no weights."""
+  command = [sys.executable, "-m", "launch.cli", "plan", "--parameters", *arguments]
+  environment = {"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"}
+  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_80b_is_planned_from_its_config_alone(tmp_path):
+  """Against the closed forms of the widths: D of the language model, V of the media, f of the feed-forward."""
+  finished = plan("--config=configs/flamingo_80b.py", "--json", folder=tmp_path)
+  assert finished.returncode == 0, finished.stderr
+  parts = json.loads(finished.stdout)["parts"]
+  d, v, layers, gated = 8192, 1536, 80, 12
+  norms, gates = 2 * 2 * d, 2
+  assert parts["gated cross-attention"] == dict(
+    trained=gated * (10 * d**2 + 2 * v * d + norms + gates),
+    frozen=0,
+    count=gated * (10 * d**2 + 2 * v * d + norms + gates),
+    published=10_000_000_000,
+    difference_percent=-16.45,
+  )
+  scales, biases = 2 * d, 2 * d  # of norms; of content and distance
+  assert parts["language model"]["frozen"] == layers * (13 * d**2 + scales + biases) + 32_000 * d + d
+  assert parts["added token embeddings"]["trained"] == 2 * d
+  everything = [part["count"] for name, part in parts.items() if name != "total"]
+  assert parts["total"]["count"] == sum(everything)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_table_shows_the_paper_and_says_why_we_differ(tmp_path):
+  finished = plan("--config=configs/flamingo_9b.py", folder=tmp_path)
+  assert finished.returncode == 0, finished.stderr
+  lines = {line.split("│")[1].strip(): line.split() for line in finished.stdout.splitlines() if line.startswith("│")}
+  assert {"8.856B", "7.1B", "+24.7%"} <= set(lines["language model"])
+  assert {"430.6M", "435M", "-1.0%"} <= set(lines["vision encoder"])
+  assert "configs/flamingo_9b_counts.py" in finished.stdout
+  assert "\nvision encoder:" not in finished.stdout
+
+
+def test_a_wrong_config_is_one_clear_message(tmp_path):
+  finished = plan("--config=configs/flamingo_3b.py", "--config.model.language.width='wide'", folder=tmp_path)
+  assert finished.returncode == 1
+  assert finished.stdout == ""
+  (line,) = [line for line in finished.stderr.splitlines() if line.startswith("flamingo plan:")]
+  assert line == "flamingo plan: configs/flamingo_3b.py: model.language.width is 'wide'; it is of type int."
+  assert "Traceback" not in finished.stderr
+
+
+def test_a_config_of_ones_own_is_not_taken_for_the_preset_of_that_name(tmp_path):
+  mine = tmp_path / "flamingo_3b.py"
+  mine.write_text("")
+  assert preset(str(mine)) == ""
+  assert preset("configs/flamingo_3b.py") == "flamingo_3b"
+
+
+def test_differences_are_explained_from_five_percent_on():
+  counts = {"resampler": (106, 0), "language model": (0, 951), "vision encoder": (0, 7)}
+  rows = compare(counts, {"resampler": 100, "language model": 1000, "total": 1000})
+  assert rows[-1] == Comparison("total", 106, 958, 1000)
+  assert [row.difference for row in rows] == [pytest.approx(6), pytest.approx(-4.9), None, pytest.approx(6.4)]
+  assert explanations(rows, {"resampler": "why.", "language model": "not needed."}) == {
+    "resampler": "why.",
+    "total": "the command line changed the model.",
+  }
+
+
+@pytest.mark.parametrize(
+  ("count", "text"),
+  [(0, "0"), (999, "999"), (16_384, "16.38K"), (435e6, "435M"), (1_157_824_560, "1.158B"), (70_057_992_192, "70.06B")],
+)
+def test_counts_are_short_to_read(count, text):
+  assert short(count) == text
