@@ -462,7 +462,9 @@ def train_case(case: Case) -> list[Finding]:
     record["lr"].append(metrics["learning_rate"])
   final = foreign_gradients(case, jax.device_get(stacked({**state.trainable, **frozen})), rules, "final:")
   missing = [name for name in arrays if name.startswith("final:") and name not in final]
+  norms = np.asarray(record.pop("grad_norm"))
   findings = compare_outputs(case, {name: np.asarray(values) for name, values in record.items()} | final)
+  findings.append(finding(case, "grad_norm", norms, GRADIENT_LIMIT))
   return findings + [Finding(name, float("inf"), OUTPUT_LIMIT) for name in missing]
 
 
