@@ -66,17 +66,18 @@ def describe(directory: pathlib.Path, about: dict) -> None:
   (directory / DESCRIPTION).write_text(json.dumps(described, indent=2))
 
 
-def publish(unfinished: pathlib.Path, directory: pathlib.Path) -> None:
+def publish(unfinished: pathlib.Path, directory: pathlib.Path, marker: str = WEIGHTS) -> None:
   """Moves a finished folder to its place, so that a killed import leaves nothing that looks complete.
 
-  A model that was there goes beside `unfinished`, in the caller's temporary folder.
+  A model that was there, which is told by a file called `marker`, goes beside `unfinished`, in the caller's temporary
+  folder.
 
   Raises:
     UserError: something else than a model is there.
   """
   if directory.exists():
-    if any(directory.iterdir()) and not (directory / WEIGHTS).exists():
-      raise UserError(f"{directory}: not empty, and not a model folder (no model.safetensors). Choose another.")
+    if any(directory.iterdir()) and not (directory / marker).exists():
+      raise UserError(f"{directory}: not empty, and not a model folder (no {marker}). Choose another.")
     os.replace(directory, unfinished.with_name("replaced"))
   directory.parent.mkdir(parents=True, exist_ok=True)
   os.replace(unfinished, directory)

@@ -1,4 +1,4 @@
-"""Tensors in files that `torch.save` wrote, through torch's weights-only loader: nothing in the pickle is run."""
+"""Tensors in files of `torch.save`, read through torch's weights-only loader: nothing in the pickle is run."""
 
 import pathlib
 import types
@@ -60,8 +60,19 @@ def import_torch(path: pathlib.Path) -> types.ModuleType:
   try:
     import torch
   except ImportError as error:
-    raise UserError(f"{path}: files of torch are read with torch. Run: pip install 'flamingo_jax[torch]'") from error
+    raise UserError(f"{path}: torch reads and writes such files. Run: pip install 'flamingo_jax[torch]'") from error
   return torch
+
+
+def save_state_dict(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+  """Writes arrays of dtypes that torch knows too, as the `model_state_dict` of a training checkpoint.
+
+  Raises:
+    UserError: torch is not installed.
+  """
+  torch = import_torch(path)
+  state = {name: torch.from_numpy(np.require(array, requirements=["C", "W"])) for name, array in tensors.items()}
+  torch.save({WRAPPERS[0]: state}, path)
 
 
 def check_archive(path: pathlib.Path) -> None:
