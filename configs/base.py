@@ -105,6 +105,7 @@ def resampler(**changes) -> dict:
     media=0,  # embeddings of a medium's place among the others; 0: none
     activation="squared_relu",
     head_norm="",  # of queries and keys: "layer" or "rms"; empty: none
+    output_width=0,  # the latents are projected to it; 0: they are not
   )
   return defaults | changes
 

@@ -12,6 +12,7 @@ def get_config():
   config.tokenizer = dict(path="models/chinchilla_1_4b", bos=1, eos=2)
   config.model.vision = vision.nfnet_f6()
   config.model.language = language.chinchilla_1_4b()
+  config.model.resampler.output_width = config.model.language.width  # as the paper's counts of gated layers say
   config.mesh = dict(replica=-1, fsdp=8, model=1)
   # Weights are the paper's; it gives batch sizes for its ablations alone, and those are here.
   config.streams = dict(

@@ -10,6 +10,7 @@ def get_config():
   config = flamingo_3b.get_config()
   config.frozen.language = config.tokenizer.path = "models/chinchilla_7b"
   config.model.language = language.chinchilla_7b()
+  config.model.resampler.output_width = config.model.language.width
   config.model.cross_attention.update(every=4, heads=32)
   config.mesh.fsdp = 16
   return config

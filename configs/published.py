@@ -6,10 +6,6 @@ OpenFlamingo and IDEFICS publish names, such as 9B, but no counts of parts to co
 RESAMPLER = (
   "6 layers of width 1536 take 12 x 1536^2 parameters each, 170M in all; the paper does not say what its other 24M are."
 )
-GATED = (
-  "the paper's count fits keys and values that read media at the language model's width D, 12 D^2 a layer; "
-  "ours read the resampler's 1536 channels."
-)
 
 COUNTS = dict(  # table 1
   flamingo_3b={
@@ -44,6 +40,6 @@ NOTES = dict(
     "language model": "40 layers, as the paper's table has; its count fits 32 (configs/flamingo_9b_counts.py).",
     "total": "follows from the depth of the language model and the number of gated layers.",
   },
-  flamingo_9b_counts={"resampler": RESAMPLER, "gated cross-attention": GATED},
-  flamingo_80b={"resampler": RESAMPLER, "gated cross-attention": GATED},
+  flamingo_9b_counts={"resampler": RESAMPLER},
+  flamingo_80b={"resampler": RESAMPLER},
 )

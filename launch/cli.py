@@ -11,6 +11,8 @@ from flamingo_jax.errors import UserError
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
 
+EXPORT_FORMATS = ("openflamingo", "safetensors", "orbax", "stablehlo")
+
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one verb; what the user can mend is printed as one message, without a stack trace."""
@@ -94,6 +96,14 @@ def make_parser() -> argparse.ArgumentParser:
   importer.add_argument("--language", help="for openflamingo: the language model it was built on, a folder")
   importer.add_argument("--vision", help="for openflamingo: the open_clip vision encoder it was built on, a folder")
   importer.add_argument("--out", required=True, help="the folder to write")
+
+  exporter = add(
+    verbs, run_export, "export", "write a trained model as another program reads it, with a model card",
+    "flamingo export --workdir=runs/quickstart/flamingo --to=stablehlo --out=exports/quickstart",
+  )  # fmt: skip
+  exporter.add_argument("--workdir", required=True, help="of a trained Flamingo; its newest checkpoint is taken")
+  exporter.add_argument("--to", dest="format", required=True, choices=EXPORT_FORMATS, help="what to write")
+  exporter.add_argument("--out", required=True, help="the folder to write")
   return parser
 
 
@@ -137,6 +147,12 @@ def run_import(options) -> None:
   from launch.importing import import_checkpoint
 
   print(import_checkpoint(options.format, options.path, options.out, language=options.language, vision=options.vision))
+
+
+def run_export(options) -> None:
+  from launch.exporting import export_model
+
+  print(export_model(options.workdir, options.format, options.out))
 
 
 if __name__ == "__main__":

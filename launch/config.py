@@ -33,7 +33,9 @@ def find_config(path: str) -> pathlib.Path:
   for candidate in (pathlib.Path(path), PACKAGED / pathlib.Path(path).name):
     if candidate.is_file():
       return candidate
-  known = ", ".join(sorted(f"configs/{file.name}" for file in PACKAGED.glob("[!_]*.py")))
+  known = ", ".join(
+    sorted(f"configs/{file.name}" for file in PACKAGED.glob("[!_]*.py") if "def get_config" in file.read_text())
+  )
   raise UserError(f"{path}: no such config file. Those that come with flamingo_jax: {known}.")
 
 

@@ -1,9 +1,11 @@
 """`flamingo generate`: a prompt, pictures, and what a trained model writes after them."""
 
+import dataclasses
 import json
 import pathlib
 
 import jax
+import numpy as np
 
 from data_pipelines.prompts import prompt_batch
 from data_pipelines.tokenizer import Tokenizer
@@ -24,21 +26,44 @@ def open_run(workdir: str | pathlib.Path) -> Experiment:
   path = pathlib.Path(workdir) / "config.json"
   if not path.is_file():
     raise UserError(f"{path}: missing. Give the work directory of a `flamingo train` run.")
-  return read_experiment(json.loads(path.read_text()), str(path))
+  try:
+    return read_experiment(json.loads(path.read_text()), str(path))
+  except ValueError as error:
+    raise UserError(f"{path}: not JSON ({error}). Give the work directory of a `flamingo train` run.") from error
 
 
-def trained_parameters(experiment: Experiment, workdir: str | pathlib.Path) -> Parameters:
-  """All parameters of a run's newest checkpoint, on the default device.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A run's newest checkpoint, made whole.
+
+  Attributes:
+    parameters: all of them as the model takes them, host arrays by path; the frozen ones in `frozen_dtype`.
+    step: updates done.
+    hashes: of the frozen parts.
+  """
+
+  parameters: dict[str, np.ndarray]
+  step: int
+  hashes: dict[str, str]
+
+
+def read_trained(experiment: Experiment, workdir: str | pathlib.Path) -> Trained:
+  """The newest checkpoint of a run with its frozen parts.
 
   Raises:
     UserError: there is no checkpoint, or the frozen parts have changed since.
   """
-  trainable, _, hashes = load_trainable(workdir)
+  trainable, step, hashes = load_trainable(workdir)
   frozen = experiment.frozen()
   check_frozen(pathlib.Path(workdir), hashes, frozen.hashes)
   dtype = experiment.training.frozen_dtype
-  kept = {path: array.astype(dtype) for path, array in frozen.parameters.items()}
-  return jax.device_put({**trainable, **kept})
+  kept = {path: array.astype(dtype, copy=False) for path, array in frozen.parameters.items()}
+  return Trained({**trainable, **kept}, step, hashes)
+
+
+def trained_parameters(experiment: Experiment, workdir: str | pathlib.Path) -> Parameters:
+  """All parameters of a run's newest checkpoint, on the default device; raises as `read_trained` does."""
+  return jax.device_put(read_trained(experiment, workdir).parameters)
 
 
 def continue_prompt(workdir: str, prompt: str, images: list[str], new_tokens: int) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
+from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class PerceiverResamplerConfig:
   media: int = 0  # embeddings of a medium's place among the others, as some implementations have; 0: none
   activation: str = "squared_relu"
   head_norm: str = ""  # of queries and keys, such as "layer"; empty: none
+  output_width: int = 0  # the latents are projected to it, such as the language model's width; 0: they are not
 
 
 class PerceiverResampler(nn.Module):
@@ -58,7 +59,10 @@ class PerceiverResampler(nn.Module):
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
     x, _ = layers(config, self.dtype, name="layers")(x, features, mask)
-    return layer_norm(dtype=self.dtype, name="norm")(x).reshape(batch, slots, config.latents, width)
+    x = layer_norm(dtype=self.dtype, name="norm")(x)
+    if config.output_width:
+      x = linear(config.output_width, ("embed", "media"), dtype=self.dtype, name="output")(x)
+    return x.reshape(batch, slots, config.latents, -1)
 
   def table(self, name: str, axis: str, rows: int, width: int) -> Float[Array, "rows V"]:
     """A learned table, in the dtype of the computation."""

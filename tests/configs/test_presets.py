@@ -11,7 +11,12 @@ from jax.sharding import AbstractMesh
 
 from configs import language, published, vision
 from flamingo_jax.interop.language_rules import read_config
-from flamingo_jax.interop.vision_rules import config_from_clip, config_from_idefics, config_from_timm
+from flamingo_jax.interop.vision_rules import (
+  config_from_clip,
+  config_from_idefics,
+  config_from_siglip,
+  config_from_timm,
+)
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, gated_layers
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.vision.nfnet import NfnetConfig
@@ -105,10 +110,13 @@ def test_chinchilla_has_thirteen_squares_of_its_width_a_layer(layers, width, nam
   assert 0 <= comparison(name)["language model"].count - closed < 1e-3 * closed
 
 
-@pytest.mark.parametrize("name", ["flamingo_3b", "flamingo_9b", "flamingo_9b_counts", "flamingo_80b"])
-def test_the_resampler_has_twelve_squares_of_its_width_a_layer(name):
+@pytest.mark.parametrize(
+  ("name", "width"),
+  [("flamingo_3b", 2048), ("flamingo_9b", 4096), ("flamingo_9b_counts", 4096), ("flamingo_80b", 8192)],
+)
+def test_the_resampler_has_twelve_squares_of_its_width_a_layer_and_a_map_to_the_language_model(name, width):
   tables, norms = (64 + 8) * 1536, (6 * 3 + 1) * 2 * 1536
-  assert comparison(name)["resampler"].count == 6 * 12 * 1536**2 + tables + norms
+  assert comparison(name)["resampler"].count == 6 * 12 * 1536**2 + tables + norms + 1536 * width
 
 
 @pytest.mark.parametrize("name", GATED_LAYERS)
@@ -130,6 +138,7 @@ def test_only_what_flamingo_adds_is_trained(name):
     ("opt_1_3b", 1_315_758_080),
     ("pythia_1_4b", 1_414_647_808),
     ("mpt_7b", 6_649_286_656),
+    ("redpajama_3b", 2_775_864_320),
     ("llama_7b", 6_738_415_616),
     ("llama_65b", 65_285_660_672),
   ],
@@ -152,6 +161,10 @@ def test_vision_encoders_are_what_an_import_of_them_describes():
   sizes = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
   assert VitConfig(**vision.clip_vit_l14()) == config_from_clip({"vision_config": sizes})
   assert VitConfig(**vision.clip_vit_h14()) == config_from_idefics({"vision_config": dict(embed_dim=1280)})
+  siglip = dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, patch_size=14, image_size=384)
+  assert VitConfig(**vision.siglip_so400m()) == config_from_siglip(
+    {"vision_config": siglip | dict(num_attention_heads=16)}
+  )
   nfnet = dict(architecture="dm_nfnet_f6", pretrained_cfg=dict(input_size=(3, 320, 320)))
   assert NfnetConfig(**vision.nfnet_f6()) == config_from_timm(nfnet)
 

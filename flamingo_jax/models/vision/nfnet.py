@@ -78,7 +78,7 @@ class Nfnet(nn.Module):
       variance = 1 + blocks * ALPHA**2
     if config.final_conv:
       x = activate(StandardizedConv(config.width, 1, self.dtype, name="final_conv")(x))
-    return x.reshape(len(x), -1, config.width)
+    return x.reshape(x.shape[0], -1, config.width)  # not len(x): an export leaves the number of rows open
 
 
 class Stem(nn.Module):

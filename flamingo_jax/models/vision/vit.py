@@ -54,7 +54,7 @@ class Vit(nn.Module):
     x = embed(patches)
     if config.class_token:
       first = self.embeddings("class_embedding", ("embed",), (config.width,))
-      x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, config.width)), x], axis=1)
+      x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, config.width)), x], axis=1)
     rows = config.patches + config.class_token
     x = x + self.embeddings("position_embeddings", ("positions", "embed"), (rows, config.width))
     if config.pre_norm:
