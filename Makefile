@@ -24,9 +24,11 @@ $(ENVIRONMENT)/.ready: setup.py flamingo_jax/__init__.py
 	touch $@
 
 # Torch first and by version: the newest build would bring several gigabytes of CUDA.
+# Other Flamingos come without what they ask for: they pin old libraries, and the tests run only their modules.
 $(ENVIRONMENT)/.ready-to-test: $(ENVIRONMENT)/.ready
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[peers,dev]'
+	$(PIP) --no-deps einops einops-exts open-flamingo==2.0.1 flamingo-pytorch==0.1.2 open-clip-torch==2.20.0 timm==1.0.20
 	touch $@
 
 clean:

@@ -17,7 +17,7 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.training.step import is_trainable
 from launch.experiment import Experiment
 from launch.generate import Trained
-from launch.pretrained import is_model_folder, parts_of
+from launch.pretrained import is_model_folder
 
 CARD, README = "model_card.json", "README.md"
 
@@ -35,8 +35,8 @@ def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, 
   data = [stream_card(name, dataclasses.asdict(stream)) for name, stream in experiment.stream_configs.items()]
   begun = [source_card("start", experiment.start)] if experiment.start else []
   frozen = [
-    source_card(part, getattr(experiment.frozen_config, part)) | dict(hash=trained.hashes[part])
-    for part in parts_of(experiment.model)
+    source_card(part, getattr(experiment.frozen_config, part)) | dict(hash=digest)
+    for part, digest in trained.hashes.items()
   ]
   streams = data + [stream for part in frozen + begun for stream in part.get("data", [])]
   return dict(
@@ -80,8 +80,8 @@ def stream_card(name: str, stream: dict) -> dict:
 def source_card(part: str, source: str) -> dict:
   """Where weights came from that a run did not begin with at random; of a run of ours, also its data."""
   known = dict(part=part, source=source)
-  if source == "random":
-    return known | dict(origin="random numbers")
+  if source in ("", "random"):
+    return known | dict(origin="random numbers" if source else "what computed the features in the streams")
   described = json.loads((pathlib.Path(source) / DESCRIPTION).read_text())
   if is_model_folder(source):
     return known | dict(origin=described.get("origin", "unknown"), family=described.get("family", "llama"))
