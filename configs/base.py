@@ -28,6 +28,8 @@ def training() -> dict:
       clip_norm=1.0,  # of the gradients summed over streams
     ),
     mesh=dict(replica=-1, fsdp=1, model=1),  # devices along each axis; -1: all that are left
+    # How far each kind of array is cut: along "model" alone, or "fsdp" as well. The optimizer's are gradients too.
+    sharding=dict(trainable="fsdp", optimizer="fsdp", frozen="fsdp"),
     checkpoint=dict(every=1000, keep=1),
     start="",  # a folder of `flamingo import` or a run, whose trained parts this run begins with; empty: fresh ones
     tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
@@ -39,13 +41,14 @@ def training() -> dict:
 def stream(**changes) -> dict:
   """One stream of records; `source` and `layout` have no default."""
   defaults = dict(
-    medium="image",  # or "video"
+    medium="image",  # or "video", or "features": what `flamingo data features` made of either
     weight=1.0,  # of this stream's loss in the sum
     batch_size=8,  # rows, over all devices
     length=256,  # L, tokens
-    media=1,  # N, media slots a row
+    media=1,  # N, media slots a row; of a packed row, the most pairs it may hold
     frames=1,  # F, frames a slot
     frames_per_second=1.0,
+    pack=False,  # pairs: as many of them in a row as it has room for
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
     labels="text",  # what is learnt: all text; or "chunks": as OpenFlamingo, only from an image to its <EOC>
     flip=False,  # left-right flips; off where pictures show text
@@ -64,6 +67,8 @@ def flamingo() -> ConfigDict:
       frozen=dict(vision="", language=""),  # a model folder, a finished run's work directory, or "random" (tests only)
       model=dict(
         dtype="bfloat16",  # of activations and matrix products
+        attention="auto",  # by "splash" on a TPU, "cudnn" on a GPU, "xla" elsewhere; or one of these three by name
+        remat="none",  # per layer, what is computed again for the gradient: nothing; or "full", or all but "dots"
         vision=vision.vit(),
         resampler=resampler(),
         cross_attention=cross_attention(),
@@ -81,6 +86,7 @@ def contrastive() -> ConfigDict:
     trainable=("^vision/", "^text/(?!embeddings)", "projection", "log_temperature"),
     model=dict(
       dtype="bfloat16",
+      attention="auto",  # as in `flamingo`
       vision=vision.vit(),
       text=vision.encoder(layers=2),
       vocabulary=49152,

@@ -88,3 +88,12 @@ def nfnet_f0() -> dict:
 def nfnet_f6() -> dict:
   """The paper's."""
   return nfnet("F6")
+
+
+def features(width: int, positions: int) -> dict:
+  """No encoder: every stream's media are features that `flamingo data features` computed; it says how many."""
+  return dict(
+    family="features",
+    width=width,  # V
+    positions=positions,  # S, of a picture
+  )

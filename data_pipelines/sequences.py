@@ -31,6 +31,12 @@ class Row:
 
 
 NOT_A_MARKER = -1
+PAIR_MARKERS = 4  # tokens of a pair beside its caption
+
+
+def pair_text(texts: Sequence[str]) -> str:
+  """The caption of a pair, whichever side of its medium it stands on; may be empty."""
+  return " ".join(text.strip() for text in texts).strip()
 
 
 def pair_row(caption: Sequence[int], tokenizer: Tokenizer, length: int) -> Row:

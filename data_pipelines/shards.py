@@ -62,7 +62,7 @@ def write_shards(
       "statistics": dict(sorted(statistics.items())),
       "shards": shards,
     }
-    _write_durably(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    write_durably(partial / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
     _replace(partial, directory)
   except OSError as error:
     raise UserError(f"{directory}: the stream could not be written: {error}.") from error
@@ -102,18 +102,20 @@ def open_shards(directory: pathlib.Path) -> "Shards":
       f"{directory / MANIFEST}: its shards hold {sum(shard.records for shard in shards)} records, "
       f"but the manifest says {records}. Build the stream again."
     )
-  return Shards(manifest, shards, hashlib.sha256("\n".join(hashes).encode()).hexdigest())
+  return Shards(directory, manifest, shards, hashlib.sha256("\n".join(hashes).encode()).hexdigest())
 
 
 class Shards:
   """Records of a stream by index, from any thread.
 
   Attributes:
+    directory: where they lie.
     manifest: what manifest.json holds.
     content_hash: sha256 in hex over the shards' own; equal for equal records in equal order.
   """
 
-  def __init__(self, manifest: dict[str, Any], shards: list["_Shard"], content_hash: str):
+  def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], shards: list["_Shard"], content_hash: str):
+    self.directory = directory
     self.manifest = manifest
     self.content_hash = content_hash
     self._shards = shards
@@ -214,7 +216,8 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_durably(path: pathlib.Path, data: bytes) -> None:
+def write_durably(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file and waits until the disk has it. Raises OSError."""
   with path.open("wb") as file:
     file.write(data)
     file.flush()

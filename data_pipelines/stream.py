@@ -3,17 +3,24 @@
 Record positions count up forever; position p is place p mod n of epoch p div n, and each epoch is a seeded permutation
 computed in O(1). Randomness of windows and augmentation is keyed by (seed, position). Nothing has to be saved to
 resume, and a host reads its own rows of the global batch without knowing how many other hosts there are.
+
+A packed stream is the same with rows in the place of records: its plan (data_pipelines/packing.py) makes every epoch of
+equally many rows.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
+from data_pipelines.features import DTYPES, FeaturesInfo, decode_features, features_info
+from data_pipelines.lengths import pair_lengths
 from data_pipelines.media import CAUSES, Crop, MediaError, decode_clip, decode_image, jitter
+from data_pipelines.packing import NOBODY, Plan, make_plan
 from data_pipelines.schema import Example, parse
-from data_pipelines.sequences import Row, page_row, pair_row
+from data_pipelines.sequences import PAIR_MARKERS, Row, page_row, pair_row, pair_text
 from data_pipelines.shards import Shards
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -28,13 +35,14 @@ class StreamConfig:
 
   source: str  # a folder with `train` and `heldout` shard folders
   layout: str  # "interleaved": pages; "pairs": a medium and its caption
-  medium: str = "image"  # or "video"
+  medium: str = "image"  # or "video", or "features": what `flamingo data features` made of either
   weight: float = 1.0  # of this stream's loss in the sum
   batch_size: int = 8  # rows, over all devices
   length: int = 256  # L, tokens
-  media: int = 1  # N, slots a row
+  media: int = 1  # N, slots a row; of a packed row, the most pairs it may hold
   frames: int = 1  # F, frames a slot
   frames_per_second: float = 1.0
+  pack: bool = False  # pairs: as many of them in a row as it has room for
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
   labels: str = "text"  # what is learnt: "text": all of it; "chunks": as OpenFlamingo, from an image to its <EOC>
   flip: bool = False  # left-right flips; off where pictures show text
@@ -49,17 +57,25 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
     faults.append(f"streams.{name}.layout is {config.layout!r}; it is 'interleaved' or 'pairs'.")
   if config.labels not in ("text", "chunks"):
     faults.append(f"streams.{name}.labels is {config.labels!r}; it is 'text' or 'chunks'.")
-  if config.medium not in ("image", "video"):
-    faults.append(f"streams.{name}.medium is {config.medium!r}; it is 'image' or 'video'.")
+  if config.medium not in ("image", "video", "features"):
+    faults.append(f"streams.{name}.medium is {config.medium!r}; it is 'image', 'video' or 'features'.")
   if config.medium == "image" and config.frames != 1:
     faults.append(f"streams.{name}.frames is {config.frames}, but images have 1.")
   for field in ("batch_size", "media", "frames"):
     if getattr(config, field) < 1:
       faults.append(f"streams.{name}.{field} is {getattr(config, field)}; it is at least 1.")
-  if config.length < 4:
-    faults.append(f"streams.{name}.length is {config.length}; the special tokens alone take 4.")
+  if config.length < PAIR_MARKERS:
+    faults.append(f"streams.{name}.length is {config.length}; the special tokens alone take {PAIR_MARKERS}.")
   if not 0 < config.crop <= 1 or (config.medium == "video" and config.crop != 1):
     faults.append(f"streams.{name}.crop is {config.crop}; it is above 0 and at most 1, and 1 for videos.")
+  if config.medium == "features":
+    faults += [
+      f"streams.{name}.{field} is {getattr(config, field)}, but features were computed before: it is {plain} for them."
+      for field, plain in (("flip", False), ("colour", 0.0), ("crop", 1.0))
+      if getattr(config, field) != plain
+    ]
+  if config.pack and config.layout != "pairs":
+    faults.append(f"streams.{name}.pack is True, but layout is {config.layout!r}; only 'pairs' are packed.")
   if config.weight < 0:
     faults.append(f"streams.{name}.weight is {config.weight}; it is not negative.")
   return faults
@@ -96,71 +112,131 @@ class Stream:
     return dataset.with_options(options).as_numpy_iterator()
 
   def rows(self) -> Iterator[Batch]:
-    """Every record once, in plain order, one row each."""
+    """Every record once, in plain order, one row each, even if the stream is packed."""
     return (self.row(index, index) for index in range(len(self.shards)))
 
-  def place(self, position: tf.Tensor) -> tf.Tensor:
-    """Which record stands at a position: a permutation anew in each epoch."""
-    count = len(self.shards)
-    key = tf.stack([self.seed, position // count])
-    return tf.random.experimental.index_shuffle(position % count, key, count - 1)
+  @functools.cached_property
+  def plan(self) -> Plan | None:
+    """How records share rows, if they do."""
+    if not self.config.pack:
+      return None
+    return make_plan(pair_lengths(self.shards, self.tokenizer), self.config.length, self.config.media)
 
-  def padded(self, position: tf.Tensor, index: tf.Tensor) -> dict[str, tf.Tensor]:
+  @property
+  def epoch_rows(self) -> int:
+    """Rows in which every record occurs once."""
+    return len(self.shards) if self.plan is None else self.plan.rows
+
+  def place(self, position: tf.Tensor) -> tf.Tensor:
+    """What stands at a position: a record int64 [], or of a packed row its places in the plan's order int64 [N].
+
+    The order is anew in each epoch.
+    """
+    count = self.epoch_rows
+    epoch = position // count
+    place = tf.random.experimental.index_shuffle(position % count, tf.stack([self.seed, epoch]), count - 1)
+    return place if self.plan is None else self.plan.places(place, self.seed, epoch)
+
+  def padded(self, position: tf.Tensor, place: tf.Tensor) -> dict[str, tf.Tensor]:
     """The row at a position, as tensors of static shape."""
     shapes = self.shapes()
     names = list(shapes)
 
-    def build(position, index):
-      row = self.row(int(position), int(index))
+    def build(position, place):
+      row = self.row(int(position), int(place)) if self.plan is None else self.packed_row(int(position), place)
       return [row[name] for name in names]
 
-    arrays = tf.numpy_function(build, [position, index], [shapes[name][0] for name in names])
+    arrays = tf.numpy_function(build, [position, place], [shapes[name][0] for name in names])
     for name, array in zip(names, arrays, strict=True):
       array.set_shape(shapes[name][1])
     return dict(zip(names, arrays, strict=True))
 
   def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Dtype and shape of every part of a row."""
-    config, size = self.config, self.image_size
-    length, media = (config.length,), (config.media, config.frames)
+    length, media = (self.config.length,), (self.config.media, self.config.frames)
+    dtype, frame = self.frame_shape()
     return dict(
       tokens=(np.int32, length),
       loss_weights=(np.float32, length),
       segments=(np.int32, length),
-      media=(np.uint8, (*media, size, size, 3)),
+      media=(dtype, (*media, *frame)),
       media_mask=(np.bool_, media),
       media_index=(np.int32, length),
       faults=(np.int32, (len(CAUSES),)),
     )
+
+  def frame_shape(self) -> tuple[type | np.dtype, tuple[int, ...]]:
+    """Dtype and shape of one frame: pixels [H, W, 3] or features [S, V]."""
+    if self.features is None:
+      return np.uint8, (self.image_size, self.image_size, 3)
+    return DTYPES[self.features.dtype], (self.features.positions, self.features.width)
+
+  @functools.cached_property
+  def features(self) -> FeaturesInfo | None:
+    """What the shards say of their media, if those are features."""
+    return features_info(self.shards.manifest)
 
   def row(self, position: int, index: int) -> Batch:
     """One row of a batch. A record that cannot be used gives an empty row; a medium that cannot, an empty slot.
 
     Both are counted in `faults`, by cause, so that the batch at a step never depends on what was skipped before it.
     """
-    random = np.random.default_rng((self.seed, position))
+    row = self.empty_row()
+    self.fill(row, index, np.random.default_rng((self.seed, position)), room=self.config.length)
+    return row
+
+  def packed_row(self, position: int, places: np.ndarray) -> Batch:
+    """One row of several pairs, each of them as `row` would have it, side by side; the plan says where each begins.
+
+    Args:
+      position: of the row; randomness of its pairs is keyed by position * N + slot.
+      places: int [N], of the pairs in the plan's order, or NOBODY.
+    """
+    row, start = self.empty_row(), 0
+    for slot, record in enumerate(self.plan.order[places[places != NOBODY]]):
+      random = np.random.default_rng((self.seed, position * self.config.media + slot))
+      room = int(self.plan.rooms[record])
+      self.fill(row, int(record), random, start=start, room=room, slot=slot)
+      start += room
+    return row
+
+  def empty_row(self) -> Batch:
     row = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.shapes().items()}
     row["media_index"] -= 1
+    return row
+
+  def fill(
+    self, row: Batch, index: int, random: np.random.Generator, *, room: int, start: int = 0, slot: int = 0
+  ) -> None:
+    """Writes a record into a row, as the document `slot` + 1.
+
+    Args:
+      row: written to.
+      index: of the record.
+      random: for all that is drawn.
+      room: tokens, at most.
+      start: the first of them.
+      slot: the record's first media slot.
+    """
     try:
       example = parse(self.shards[index])
-      text = self.text(example, random)
+      text = self.text(example, random, room)
     except UserError:
       count(row, "bad_record")
-      return row
+      return
     except MediaError as error:
       count(row, error.cause)
-      return row
-    length = len(text.tokens)
-    row["tokens"][:length] = text.tokens
-    row["loss_weights"][:length] = self.weights(text)
-    row["segments"][:length] = 1
-    row["media_index"][:length] = text.media_index
-    for slot, medium in enumerate(text.media):
+      return
+    filled = slice(start, start + len(text.tokens))
+    row["tokens"][filled] = text.tokens
+    row["loss_weights"][filled] = self.weights(text)
+    row["segments"][filled] = slot + 1
+    row["media_index"][filled] = np.where(text.media_index < 0, -1, text.media_index + slot)
+    for number, medium in enumerate(text.media, slot):
       try:
-        row["media"][slot], row["media_mask"][slot] = self.pixels(example, medium, random)
+        row["media"][number], row["media_mask"][number] = self.medium(example, medium, random)
       except MediaError as error:
         count(row, error.cause)
-    return row
 
   def weights(self, text: Row) -> np.ndarray:
     """How much each token counts, float32 [L]."""
@@ -171,29 +247,35 @@ class Stream:
     inside = chunk_weights(text.tokens, present, image=tokenizer.image, end_of_chunk=tokenizer.end_of_chunk)
     return text.loss_weights * inside
 
-  def text(self, example: Example, random: np.random.Generator) -> Row:
-    """The tokens of a record.
+  def text(self, example: Example, random: np.random.Generator, room: int) -> Row:
+    """The tokens of a record, at most `room`.
 
     Raises:
-      MediaError: `empty_text` when there is nothing to learn from, `bad_record` for a pair without a medium.
+      MediaError: `empty_text` when there is nothing to learn from; `bad_record` for a pair without a medium, or one
+        that was planned for as if it could not be used.
     """
     config = self.config
     if not any(text.strip() for text in example.texts):
       raise MediaError("empty_text", example.source)
     if config.layout == "pairs":
-      if not example.media:
+      if not example.media or not room:
         raise MediaError("bad_record", example.source)
       space = " " if self.training and random.random() < 0.5 else ""
-      caption = self.tokenizer.encode(space + " ".join(text.strip() for text in example.texts).strip())
-      return pair_row(caption, self.tokenizer, config.length)
+      return pair_row(self.tokenizer.encode(space + pair_text(example.texts)), self.tokenizer, room)
     return page_row(
       [self.tokenizer.encode(text.strip()) for text in example.texts],
       self.tokenizer,
-      length=config.length,
+      length=room,
       slots=config.media,
       start=random.random(),
       see_next=self.training and random.random() < config.p_next,
     )
+
+  def medium(self, example: Example, medium: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One medium, features [F, S, V] or pixels, and its mask bool [F]."""
+    if self.features is not None:
+      return decode_features(example.media[medium], self.features)
+    return self.pixels(example, medium, random)
 
   def pixels(self, example: Example, medium: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One medium as uint8 [F, H, W, 3], flipped and coloured alike in all frames, and its mask bool [F]."""

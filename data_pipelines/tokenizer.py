@@ -1,5 +1,6 @@
 """Text to tokens and back: a byte-level BPE plus the two tokens that Flamingo adds, `<image>` and `<EOC>`."""
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -33,6 +34,14 @@ class Tokenizer:
 
   def encode(self, text: str) -> list[int]:
     return self.bpe.encode(text, add_special_tokens=False).ids
+
+  def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of each text, in parallel."""
+    return [encoding.ids for encoding in self.bpe.encode_batch(list(texts), add_special_tokens=False)]
+
+  def fingerprint(self) -> str:
+    """SHA-256 of all that decides how a text is encoded."""
+    return hashlib.sha256(self.bpe.to_str().encode()).hexdigest()
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Text of the ordinary tokens among `tokens`; special ones are left out."""

@@ -12,6 +12,7 @@ from flamingo_jax.errors import UserError
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
 
 EXPORT_FORMATS = ("openflamingo", "safetensors", "orbax", "stablehlo")
+FEATURE_DTYPES = ("bfloat16", "float32")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,6 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
   )  # fmt: skip
   train.add_argument("--config", required=True, help="a Python file with get_config()")
   train.add_argument("--workdir", required=True, help="a new folder, or that of the run to go on with")
+  train.add_argument("--coordinator", help="HOST:PORT of a job's first process; or auto, where the cluster tells")
+  train.add_argument("--processes", type=int, help="of the job; each sees its own devices")
+  train.add_argument("--process", type=int, help="which of them this is, from 0")
 
   plan = add(
     verbs, run_plan, "plan", "say what a config will need; reads the config alone",
@@ -104,6 +108,20 @@ def make_parser() -> argparse.ArgumentParser:
   exporter.add_argument("--workdir", required=True, help="of a trained Flamingo; its newest checkpoint is taken")
   exporter.add_argument("--to", dest="format", required=True, choices=EXPORT_FORMATS, help="what to write")
   exporter.add_argument("--out", required=True, help="the folder to write")
+
+  data = add(
+    verbs, None, "data", "prepare the data of a run",
+    "flamingo data features --config=configs/flamingo_3b.py --stream=captions --out=data/features/captions",
+  )  # fmt: skip
+  jobs = data.add_subparsers(dest="job", required=True, metavar="JOB")
+  features = add(
+    jobs, run_data_features, "features", "run the frozen vision encoder once over all media of a stream",
+    "flamingo data features --config=configs/flamingo_3b.py --stream=captions --out=data/features/captions",
+  )  # fmt: skip
+  features.add_argument("--config", required=True, help="a Python file with get_config()")
+  features.add_argument("--stream", required=True, help="one of the config's")
+  features.add_argument("--out", required=True, help="the folder to write")
+  features.add_argument("--dtype", default="bfloat16", choices=FEATURE_DTYPES, help="of the features (%(default)s)")
   return parser
 
 
@@ -114,14 +132,19 @@ def add(verbs, run, name: str, summary: str, example: str) -> argparse.ArgumentP
 
 
 def run_quickstart(options) -> None:
+  from launch.devices import keep_compiled
   from launch.quickstart import quickstart
 
+  keep_compiled()
   quickstart(options.data, options.workdir, options.overrides, prepare_only=options.prepare_only)
 
 
 def run_train(options) -> None:
+  from launch.devices import join, keep_compiled
   from launch.train import train_config
 
+  join(options.coordinator, options.processes, options.process)
+  keep_compiled()
   train_config(options.config, options.overrides, options.workdir)
 
 
@@ -132,14 +155,18 @@ def run_plan(options) -> None:
 
 
 def run_generate(options) -> None:
+  from launch.devices import keep_compiled
   from launch.generate import continue_prompt
 
+  keep_compiled()
   print(continue_prompt(options.workdir, options.prompt, options.image, options.new_tokens))
 
 
 def run_report(options) -> None:
+  from launch.devices import keep_compiled
   from launch.reporting import write_report
 
+  keep_compiled()
   print(write_report(options.workdir))
 
 
@@ -153,6 +180,12 @@ def run_export(options) -> None:
   from launch.exporting import export_model
 
   print(export_model(options.workdir, options.format, options.out))
+
+
+def run_data_features(options) -> None:
+  from launch.features import write_features
+
+  print(write_features(options.config, options.overrides, options.stream, options.out, options.dtype))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import itertools
 import pathlib
 import re
 
-import jax
-
 from data_pipelines.media import CAUSES
 from data_pipelines.shards import open_shards
 from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture
@@ -18,10 +16,14 @@ from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import gated_layers
 from flamingo_jax.models.vision.towers import FeaturesConfig
+from flamingo_jax.ops.attention import NAMES
+from flamingo_jax.ops.remat import POLICIES
+from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
 from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
 from flamingo_jax.training.optimizer import check_optimizer
 from launch.config import build, join, unknown
+from launch.precomputed import check_kinds, check_shards, common_tower
 from launch.pretrained import FrozenConfig, read_pretrained
 
 MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig}
@@ -72,13 +74,14 @@ class Experiment:
 
   def streams(self, split: str, *, training: bool) -> dict[str, Stream]:
     """Opens every stream's `train` or `heldout` shards."""
-    tokenizer = self.tokenizer()
+    tokenizer, vision = self.tokenizer(), self.model.vision
+    check_shards(self.stream_configs, split, vision)
     return {
       name: Stream(
         config=config,
         shards=open_shards(pathlib.Path(config.source) / split),
         tokenizer=tokenizer,
-        image_size=self.model.vision.image_size,
+        image_size=0 if isinstance(vision, FeaturesConfig) else vision.image_size,
         seed=self.training.seed,
         training=training,
       )
@@ -88,10 +91,10 @@ class Experiment:
   def feed(self) -> Feed:
     """The training streams, as the loop takes them."""
     streams = self.streams("train", training=True)
+    host, hosts = self.data_hosts()
 
     def batches_from(step: int):
-      hosts = dict(host=jax.process_index(), hosts=jax.process_count())
-      for batches in mixture(streams, step, **hosts):
+      for batches in mixture(streams, step, host=host, hosts=hosts):
         yield split_faults(batches)
 
     configs = self.stream_configs.items()
@@ -112,13 +115,21 @@ class Experiment:
   def some_batches(self, stream: Stream) -> list[Batch]:
     """The first batches of a stream; at most all of its records, once."""
     size = stream.config.batch_size
-    whole = min(self.evaluation.batches, max(len(stream.shards) // size, 1))
-    hosts = dict(host=jax.process_index(), hosts=jax.process_count())
-    return [strip(batch) for batch in itertools.islice(stream.batches(0, **hosts), whole)]
+    whole = min(self.evaluation.batches, max(stream.epoch_rows // size, 1))
+    host, hosts = self.data_hosts()
+    return [strip(batch) for batch in itertools.islice(stream.batches(0, host=host, hosts=hosts), whole)]
+
+  def data_hosts(self) -> tuple[int, int]:
+    """Which part of each batch this host reads, of how many."""
+    return data_hosts(make_mesh(self.training.mesh))
 
   def frozen(self) -> Frozen:
     """Reads the frozen parts, and what trained ones start from. Raises UserError when something is not as it should."""
-    return read_pretrained(self.model, self.objective(), self.training, self.frozen_config, self.start)
+    frozen = read_pretrained(self.model, self.objective(), self.training, self.frozen_config, self.start)
+    if not isinstance(self.model.vision, FeaturesConfig):
+      return frozen
+    tower = common_tower(self.stream_configs, self.frozen_config.vision)
+    return dataclasses.replace(frozen, hashes=frozen.hashes | dict(vision=tower))
 
 
 def read_experiment(config: dict, where: str) -> Experiment:
@@ -187,6 +198,11 @@ def check(experiment: Experiment) -> list[str]:
   for field, dtype in (("frozen_dtype", training.frozen_dtype), ("model.dtype", model.dtype)):
     if dtype not in DTYPES:
       faults.append(f"{field} is {dtype!r}; it is one of {', '.join(DTYPES)}.")
+  for kind, spread in dataclasses.asdict(training.sharding).items():
+    if spread not in SPREADS:
+      faults.append(f"sharding.{kind} is {spread!r}; it is one of {', '.join(SPREADS)}.")
+  if model.attention not in NAMES:
+    faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
   faults += check_patterns("trainable", training.trainable)
   faults += check_patterns("optimizer.no_decay", training.optimizer.no_decay)
   if not experiment.frozen_config.language:
@@ -211,9 +227,14 @@ def check_patterns(field: str, patterns: tuple[str, ...]) -> list[str]:
 def check_flamingo(experiment: Experiment) -> list[str]:
   faults = []
   model = experiment.model
+  if model.remat not in POLICIES:
+    faults.append(f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}.")
   has_tower = not isinstance(model.vision, FeaturesConfig)
   if has_tower and not experiment.frozen_config.vision:
     faults.append("frozen.vision is empty; it names a model folder, or the work directory of a contrastive run.")
+  if not has_tower and experiment.frozen_config.vision == "random":
+    faults.append("frozen.vision is 'random'; beside features it names the encoder that they are of, or is empty.")
+  faults += check_kinds(experiment.stream_configs, has_tower) + check_packing(experiment)
   if model.language.extra_tokens < 2:
     faults.append(
       f"model.language.extra_tokens is {model.language.extra_tokens}; Flamingo adds 2, <image> and <EOC>, and a "
@@ -238,11 +259,31 @@ def check_flamingo(experiment: Experiment) -> list[str]:
   return faults
 
 
+def check_packing(experiment: Experiment) -> list[str]:
+  """Settings under which a pair would see what else is in its row."""
+  model = experiment.model
+  leaks = {
+    "model.cross_attention.previous_media": model.cross_attention.previous_media,
+    "model.cross_attention.blind_sees_all": model.cross_attention.blind_sees_all,
+    "model.resampler.media": model.resampler is not None and model.resampler.media > 0,
+  }
+  return [
+    f"streams.{name}.pack is True, but with {field} a pair is not told apart from the others in its row."
+    for name, stream in experiment.stream_configs.items()
+    for field, leaking in leaks.items()
+    if stream.pack and leaking
+  ]
+
+
 def check_contrastive(experiment: Experiment) -> list[str]:
   faults = []
   for name, stream in experiment.stream_configs.items():
     if stream.layout != "pairs":
       faults.append(f"streams.{name}.layout is {stream.layout!r}; contrastive training reads 'pairs'.")
+    if stream.medium == "features":
+      faults.append(f"streams.{name}.medium is 'features'; contrastive training reads pictures.")
+    if stream.pack:
+      faults.append(f"streams.{name}.pack is True; contrastive training matches one pair a row.")
     if stream.length > experiment.model.length:
       faults.append(f"streams.{name}.length is {stream.length}, but model.length is {experiment.model.length}.")
   return faults

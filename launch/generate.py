@@ -13,6 +13,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.inference.generate import generate
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.models.vision.towers import FeaturesConfig
 from flamingo_jax.training.checkpoints import check_frozen, load_trainable
 from launch.experiment import Experiment, read_experiment
 
@@ -71,6 +72,8 @@ def continue_prompt(workdir: str, prompt: str, images: list[str], new_tokens: in
   experiment = open_run(workdir)
   if not isinstance(experiment.model, FlamingoConfig):
     raise UserError(f"{workdir}: holds a {experiment.name} run; text comes from a flamingo one.")
+  if isinstance(experiment.model.vision, FeaturesConfig):
+    raise UserError(f"{workdir}: was trained on features and has no vision encoder; it cannot see pictures.")
   if new_tokens < 1:
     raise UserError(f"--new-tokens is {new_tokens}; it is at least 1.")
   tokenizer = experiment.tokenizer()

@@ -49,17 +49,28 @@ def read_pretrained(
     UserError: a part is missing, or was made for another architecture.
   """
   parameters, hashes = {}, {}
-  for part, (prefix, read) in parts_of(model).items():
-    source = getattr(sources, part)
-    found = random_part(objective, training, prefix) if source == "random" else read(model, source)
-    parameters |= found[0]
-    hashes[part] = found[1]
+  for part in parts_of(model):
+    found, hashes[part] = read_part(part, model, objective, training, sources)
+    parameters |= found
   trained = {path: array for path, array in parameters.items() if is_trainable(path, training.trainable)}
   frozen = {path: array for path, array in parameters.items() if path not in trained}
   if start:
     begun = {p: array for p, array in read_start(model, start).items() if is_trainable(p, training.trainable)}
     trained |= begun
   return Frozen(frozen, hashes, trained)
+
+
+def read_part(
+  part: str,
+  model: FlamingoConfig | ContrastiveConfig,
+  objective: Objective,
+  training: TrainingConfig,
+  sources: FrozenConfig,
+) -> Found:
+  """One of the parts in `parts_of`."""
+  prefix, read = parts_of(model)[part]
+  source = getattr(sources, part)
+  return random_part(objective, training, prefix) if source == "random" else read(model, source)
 
 
 def parts_of(model: FlamingoConfig | ContrastiveConfig) -> dict[str, tuple[str, Callable[..., Found]]]:
@@ -77,21 +88,25 @@ def is_model_folder(source: str) -> bool:
 
 
 def read_vision(model: FlamingoConfig, source: str) -> Found:
-  """A vision tower: an imported one, an imported Flamingo's, or that of a finished contrastive run."""
-  if is_model_folder(source):
-    stored, described = load_model(source)
-    tower, made_with = part_of(source, stored, described, "vision")
-    digest = described["hash"]
-  else:
-    trained, _, _ = load_trainable(source)
-    made_with = json.loads((pathlib.Path(source) / "config.json").read_text())["model"]["vision"]
-    tower = below(trained, "vision/")
-    digest = content_hash({f"vision/{path}": array for path, array in tower.items()})
+  """A vision tower, as our model takes it."""
+  tower, made_with, digest = read_tower(source)
   tower = at_size(tower, made_with, model.vision)
   ours = dataclasses.asdict(model.vision)
   size = {"image_size": ours["image_size"]}
   check_architecture(source, "model.vision", as_config(VisionConfig, made_with | size, source), ours)
   return {f"vision/{path}": array for path, array in tower.items()}, digest
+
+
+def read_tower(source: str) -> tuple[Parameters, dict, str]:
+  """A vision tower, what it was made with, and a hash: an imported one, an imported Flamingo's, or that of a finished
+  contrastive run."""
+  if is_model_folder(source):
+    stored, described = load_model(source)
+    return *part_of(source, stored, described, "vision"), described["hash"]
+  trained, _, _ = load_trainable(source)
+  made_with = json.loads((pathlib.Path(source) / "config.json").read_text())["model"]["vision"]
+  tower = below(trained, "vision/")
+  return tower, made_with, content_hash({f"vision/{path}": array for path, array in tower.items()})
 
 
 def at_size(tower: Parameters, made_with: dict, config: VisionConfig) -> Parameters:

@@ -90,9 +90,11 @@ def training_example(stream: str, batch: Batch, row: int, tokenizer: Tokenizer) 
 def pictures(batch: Batch, row: int) -> tuple[np.ndarray, ...]:
   """The media that a row's tokens refer to, uint8 [F, H, W, 3] each, without padding frames.
 
-  A medium that could not be decoded shows as one black frame: it keeps its number.
+  A medium that could not be decoded shows as one black frame: it keeps its number. Features show as a gray one.
   """
   slots = int(batch["media_index"][row].max()) + 1
+  if batch["media"].dtype != np.uint8:
+    return (np.full((1, 8, 8, 3), 128, np.uint8),) * slots
   media, mask = batch["media"][row, :slots], batch["media_mask"][row, :slots]
   return tuple(frames[exists] if exists.any() else frames[:1] for frames, exists in zip(media, mask, strict=True))
 

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from flamingo_jax.ops.attention import check_name
 from flamingo_jax.training.loop import train
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
@@ -18,5 +19,6 @@ def train_config(path: str, overrides: dict[str, str], workdir: str) -> None:
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> None:
   """Opens everything that the config names, then trains."""
+  check_name(experiment.model.attention)
   feed, evaluate, frozen = experiment.feed(), experiment.evaluate(), experiment.frozen()
   train(experiment.objective(), experiment.training, feed, frozen, evaluate, workdir, experiment.raw)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,28 @@ def test_eight_devices_draw_the_same_loss_curve(straight, tmp_path):
   eight = train(tmp_path / "eight", devices=8)
   for one, many in zip(metrics(straight), eight, strict=True):
     assert many["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+def test_two_processes_draw_the_same_loss_curve_and_keep_one_record(straight, tmp_path):
+  """Real processes over localhost, as on two hosts: one of them writes, both save."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  command = [sys.executable, "-m", "launch.cli", *train_arguments(tmp_path / "two"), f"--coordinator={address}"]
+  processes = [
+    subprocess.Popen([*command, "--processes=2", f"--process={index}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    for index in range(2)
+  ]
+  errors = [process.communicate(timeout=600)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], errors[0]
+  lines = metrics(tmp_path / "two")
+  assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+  for one, two in zip(metrics(straight), lines, strict=True):
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert two["tokens"] == one["tokens"]
+  (expected, step, _), (found, found_step, _) = load_trainable(straight), load_trainable(tmp_path / "two")
+  assert (step, found_step) == (STEPS, STEPS)
+  assert found.keys() == expected.keys()
 
 
 def test_generate_writes_text_and_report_shows_the_run(straight, tmp_path):

@@ -149,9 +149,10 @@ def export_forward(config: FlamingoConfig, parameters: Parameters) -> bytes:
     parameters: arrays, or their shapes, by path as the model takes them.
   """
   inputs = forward_inputs(config)
+  anywhere = dataclasses.replace(config, attention="xla")  # what "auto" would choose runs on one platform only
 
   def forward(parameters: Parameters, *arrays: jax.Array) -> jax.Array:
-    return Flamingo(config).apply(nested(parameters), dict(zip(inputs, arrays, strict=True)))
+    return Flamingo(anywhere).apply(nested(parameters), dict(zip(inputs, arrays, strict=True)))
 
   shapes = {path: jax.ShapeDtypeStruct(array.shape, array.dtype) for path, array in parameters.items()}
   return bytes(export.export(jax.jit(forward), platforms=PLATFORMS)(shapes, *inputs.values()).serialize())

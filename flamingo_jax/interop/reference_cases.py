@@ -38,7 +38,7 @@ from flamingo_jax.interop.flamingo_rules import (
 )
 from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
 from flamingo_jax.interop.tensor_files import open_tensors
-from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, grouped, next_token_loss, stacked
+from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, grouped, stacked
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttention, GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
 from flamingo_jax.models.parameters import Parameters, nested
@@ -185,9 +185,10 @@ def compare_model(
   weights = np.zeros(batch["tokens"].shape, np.float32) if weights is None else weights
 
   def value(stored):
-    logits = model.apply(nested(grouped(stored, config)), batch)
-    total, weight = next_token_loss(logits, batch["tokens"], weights)
-    return total / jnp.maximum(weight, 1), logits
+    parameters = nested(grouped(stored, config))
+    likelihoods = model.apply(parameters, batch, method=Flamingo.score)
+    total, weight = -(likelihoods * weights[:, 1:]).sum(), weights[:, 1:].sum()
+    return total / jnp.maximum(weight, 1), model.apply(parameters, batch)
 
   if "loss" in case.arrays:
     (loss, logits), gradients = jax.device_get(jax.jit(jax.value_and_grad(value, has_aux=True))(parameters))

@@ -24,6 +24,7 @@ class ContrastiveConfig:
   joint_width: int = 256
   temperature: float = 0.07  # at the start; learned
   dtype: str = "bfloat16"
+  attention: str = "auto"  # its implementation: a name of ops.attention
 
 
 class Contrastive(nn.Module):
@@ -34,7 +35,7 @@ class Contrastive(nn.Module):
   @nn.compact
   def __call__(self, batch: dict[str, Array]) -> tuple[Float[Array, "B E"], Float[Array, "B E"], Float[Array, ""]]:
     config, dtype = self.config, jnp.dtype(self.config.dtype)
-    features = Vit(config.vision, dtype, name="vision")(batch["media"][:, 0, 0])
+    features = Vit(config.vision, dtype, config.attention, name="vision")(batch["media"][:, 0, 0])
     present = batch["segments"] > 0
     texts = TextTower(config, dtype, name="text")(batch["tokens"], present)
     images = linear(config.joint_width, ("embed", "joint"), dtype=dtype, name="image_projection")(features.mean(axis=1))
@@ -67,7 +68,7 @@ class TextTower(nn.Module):
     words = table.astype(self.dtype)[jnp.minimum(tokens, known - 1)]
     x = linear(width, ("embedding", "embed"), dtype=self.dtype, name="embedding_projection")(words)
     x = x + positions.astype(self.dtype)[: tokens.shape[1]]
-    x = Encoder(self.config.text, self.dtype, name="encoder")(x, present)
+    x = Encoder(self.config.text, self.dtype, self.config.attention, name="encoder")(x, present)
     weights = present[:, :, None].astype(self.dtype)
     return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 
@@ -113,4 +114,5 @@ def initialize(config: ContrastiveConfig, key: Array) -> dict:
     segments=jnp.ones((1, config.length), jnp.int32),
     media=jnp.zeros((1, 1, 1, size, size, 3), jnp.uint8),
   )
-  return Contrastive(config).init(key, batch)["params"]
+  anywhere = dataclasses.replace(config, attention="xla")  # the parameters are the same
+  return Contrastive(anywhere).init(key, batch)["params"]

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flamingo_jax.ops.attention import present_mask
 from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
 
 
@@ -31,11 +32,12 @@ class Encoder(nn.Module):
 
   config: EncoderConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(self, x, present=None):
     config = self.config
-    mask = None if present is None else jnp.broadcast_to(present[:, None, :], (*present.shape, present.shape[1]))
+    mask = None if present is None else present_mask(present, queries=x.shape[1])
     layers = nn.scan(
       EncoderLayer,
       variable_axes={"params": 0},
@@ -44,7 +46,7 @@ class Encoder(nn.Module):
       length=config.layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = layers(config, self.dtype, name="layers")(x, mask)
+    x, _ = layers(config, self.dtype, self.implementation, name="layers")(x, mask)
     if not config.final_norm:
       return x
     return layer_norm(dtype=self.dtype, epsilon=config.norm_epsilon, name="norm")(x)
@@ -55,12 +57,20 @@ class EncoderLayer(nn.Module):
 
   config: EncoderConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(self, x, mask):
     config = self.config
     head_width = config.width // config.heads
-    attend = CrossAttention(config.heads, head_width, self.dtype, bias=config.attention_bias, name="attention")
+    attend = CrossAttention(
+      config.heads,
+      head_width,
+      self.dtype,
+      bias=config.attention_bias,
+      implementation=self.implementation,
+      name="attention",
+    )
     normed = self.norm("attention_norm")(x)
     x = x + attend(normed, normed, mask)
     feed = FeedForward(config.feed_forward_width, config.activation, self.dtype, bias=True, name="feed_forward")

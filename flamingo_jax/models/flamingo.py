@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +24,8 @@ class FlamingoConfig:
   cross_attention: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
   language: DecoderConfig = DecoderConfig()
   dtype: str = "bfloat16"  # of activations and matrix products
+  attention: str = "auto"  # its implementation: a name of ops.attention
+  remat: str = "none"  # what of each layer is computed again for its gradient: a name of ops.remat.POLICIES
 
 
 class Flamingo(nn.Module):
@@ -34,10 +35,10 @@ class Flamingo(nn.Module):
 
   def setup(self):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
-    self.vision = vision_tower(config.vision, dtype)
+    self.vision = vision_tower(config.vision, dtype, config.attention)
     if config.resampler is not None:
-      self.resampler = PerceiverResampler(config.resampler, dtype)
-    self.language = Decoder(config.language, dtype, config.cross_attention)
+      self.resampler = PerceiverResampler(config.resampler, dtype, config.attention)
+    self.language = Decoder(config.language, dtype, config.cross_attention, config.remat, config.attention)
 
   def __call__(self, batch: dict[str, Array]) -> Float[Array, "B L vocabulary"]:
     """Float32 logits of a batch with `tokens`, `segments`, `media`, `media_mask`, `media_index` (docs/batch.md)."""
@@ -62,11 +63,20 @@ class Flamingo(nn.Module):
 
   def read(self, batch: dict[str, Array], latents: Float[Array, "B N R V"]) -> Float[Array, "B L vocabulary"]:
     """Text and the latents of its media to logits."""
+    return self.language(batch["tokens"], batch["segments"], self.media(batch, latents))
+
+  def score(self, batch: dict[str, Array]) -> Float[Array, "B L-1"]:
+    """log p(tokens[l] | media, tokens[<l]) for l = 1 ... L - 1, float32 (paper, equation 1)."""
+    latents = self.see(batch["media"], batch["media_mask"])
+    return self.language.score(batch["tokens"], batch["segments"], self.media(batch, latents))
+
+  def media(self, batch: dict[str, Array], latents: Float[Array, "B N R V"]) -> Media:
+    """All latents of a row side by side, and which of them each token reads."""
     exists = batch["media_mask"].any(axis=-1)
     previous = self.config.cross_attention.previous_media
     seen = media_mask(batch["media_index"], exists, latents.shape[2], previous=previous)
     flat = latents.reshape(latents.shape[0], -1, latents.shape[-1])
-    return self.language(batch["tokens"], batch["segments"], Media(flat, seen))
+    return Media(flat, seen)
 
 
 def initialize(config: FlamingoConfig, key: Array) -> dict:
@@ -78,7 +88,8 @@ def initialize(config: FlamingoConfig, key: Array) -> dict:
     media_mask=jnp.ones((1, 1, 1), bool),
     media_index=jnp.zeros((1, 2), jnp.int32),
   )
-  return Flamingo(config).init(key, batch)["params"]
+  anywhere = dataclasses.replace(config, attention="xla")  # the parameters are the same
+  return Flamingo(anywhere).init(key, batch)["params"]
 
 
 def grouped(stacked: dict, config: FlamingoConfig) -> dict:
@@ -97,20 +108,3 @@ def within(parameters: dict, change: Callable[[dict], dict]) -> dict:
   language = {path.removeprefix(prefix): array for path, array in parameters.items() if path.startswith(prefix)}
   others = {path: array for path, array in parameters.items() if not path.startswith(prefix)}
   return others | {prefix + path: array for path, array in change(language).items()}
-
-
-def next_token_loss(logits: Float[Array, "B L vocabulary"], tokens: Array, weights: Array) -> tuple[Array, Array]:
-  """Negative log-likelihood summed over weighted positions, and the sum of the weights, both float32.
-
-  `weights[b, l]` weighs the prediction of `tokens[b, l]` from what stands before it; the first position has none.
-  """
-  likelihoods = log_likelihoods(logits, tokens)
-  weights = weights[:, 1:].astype(jnp.float32)
-  return -(likelihoods * weights).sum(), weights.sum()
-
-
-def log_likelihoods(logits: Float[Array, "B L vocabulary"], tokens: Array) -> Float[Array, "B L-1"]:
-  """log p(tokens[l] | tokens[<l]) for l = 1 ... L - 1, in float32."""
-  logits = logits[:, :-1].astype(jnp.float32)
-  chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-  return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -4,8 +4,9 @@ import dataclasses
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from flamingo_jax.ops.attention import Mask
 from flamingo_jax.ops.layers import NORMS, CrossAttention, FeedForward
 
 
@@ -37,13 +38,14 @@ class GatedCrossAttention(nn.Module):
 
   config: GatedCrossAttentionConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(
     self,
     text: Float[Array, "B L D"],
     media: Float[Array, "B M V"],
-    mask: Bool[Array, "B L M"],
+    mask: Mask,
   ) -> Float[Array, "B L D"]:
     config = self.config
     normed = self.norm("attention_norm")(text)
@@ -54,6 +56,7 @@ class GatedCrossAttention(nn.Module):
       config.head_norm,
       config.norm_epsilon,
       config.blind_sees_all,
+      implementation=self.implementation,
       name="attention",
     )
     text = text + self.gate("attention_gate", text.shape[-1]) * attend(normed, media, mask)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from flamingo_jax.ops.attention import present_mask
 from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm, linear
 
 
@@ -34,6 +35,7 @@ class PerceiverResampler(nn.Module):
 
   config: PerceiverResamplerConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(self, features: Float[Array, "B N F S V"], media_mask: Bool[Array, "B N F"]) -> Float[Array, "B N R V"]:
@@ -48,8 +50,8 @@ class PerceiverResampler(nn.Module):
     latents = self.table("latents", "latents", config.latents, width)
     x = jnp.broadcast_to(latents, (batch * slots, config.latents, width))
     seen = jnp.repeat(media_mask.reshape(batch * slots, frames), positions, axis=-1)
-    mask = jnp.concatenate([seen, jnp.ones((batch * slots, config.latents), bool)], axis=-1)
-    mask = jnp.broadcast_to(mask[:, None, :], (batch * slots, config.latents, mask.shape[-1]))
+    seen = jnp.concatenate([seen, jnp.ones((batch * slots, config.latents), bool)], axis=-1)
+    mask = present_mask(seen, queries=config.latents)
     layers = nn.scan(
       ResamplerLayer,
       variable_axes={"params": 0},
@@ -58,7 +60,7 @@ class PerceiverResampler(nn.Module):
       length=config.layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x, _ = layers(config, self.dtype, name="layers")(x, features, mask)
+    x, _ = layers(config, self.dtype, self.implementation, name="layers")(x, features, mask)
     x = layer_norm(dtype=self.dtype, name="norm")(x)
     if config.output_width:
       x = linear(config.output_width, ("embed", "media"), dtype=self.dtype, name="output")(x)
@@ -75,6 +77,7 @@ class ResamplerLayer(nn.Module):
 
   config: PerceiverResamplerConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(self, x, features, mask):
@@ -83,7 +86,14 @@ class ResamplerLayer(nn.Module):
     latents = layer_norm(dtype=self.dtype, name="latents_norm")(x)
     context = jnp.concatenate([media, latents], axis=1)
     heads, head_width = self.config.heads, self.config.head_width or width // self.config.heads
-    attend = CrossAttention(heads, head_width, self.dtype, self.config.head_norm, name="attention")
+    attend = CrossAttention(
+      heads,
+      head_width,
+      self.dtype,
+      self.config.head_norm,
+      implementation=self.implementation,
+      name="attention",
+    )
     x = x + attend(latents, context, mask)
     normed = layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
     hidden = round(width * self.config.feed_forward_multiplier)

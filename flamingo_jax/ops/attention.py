@@ -1,37 +1,221 @@
-"""The one attention function of the project."""
+"""The one attention function of the project, and its implementations by name."""
 
+from collections.abc import Callable
+
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from flamingo_jax.errors import UserError
+from flamingo_jax.ops.sharding import ACTIVATIONS, fitting
+
+
+@flax.struct.dataclass
+class Visibility:
+  """Who sees whom, told by numbers: a query sees the keys of its own number; number 0 neither sees nor is seen.
+
+  Attributes:
+    query_segments: int32 [B, L].
+    key_segments: int32 [B, S].
+    causal: whether keys at later places than the query are hidden as well.
+  """
+
+  query_segments: Int[Array, "B L"]
+  key_segments: Int[Array, "B S"]
+  causal: bool = flax.struct.field(pytree_node=False, default=False)
+
+
+Mask = Visibility | Bool[Array, "B L S"]
 
 
 def attention(
   query: Float[Array, "B L H K"],
   key: Float[Array, "B S G K"],
   value: Float[Array, "B S G K"],
-  mask: Bool[Array, "B L S"] | None = None,
+  mask: Mask | None = None,
   bias: Float[Array, "B H L S"] | None = None,
+  *,
+  implementation: str = "auto",
 ) -> Float[Array, "B L H K"]:
   """Scaled dot-product attention with a float32 softmax; G divides H (grouped queries).
 
-  A query whose mask row is all False gets exactly zero. A softmax over a fully masked row is uniform over every key,
-  which would let text before the first image see all images. `bias` is added to the scaled scores.
+  A query that may see nothing gets exactly zero. A softmax over a fully masked row is uniform over every key, which
+  would let text before the first image see all images.
+
+  Args:
+    query: of H heads.
+    key: of G heads.
+    value: of G heads.
+    mask: who sees whom; None: all see all.
+    bias: added to the scaled scores.
+    implementation: a name of IMPLEMENTATIONS, or "auto": "splash" on a TPU, "cudnn" on a GPU, "xla" elsewhere, and
+      "xla" for what those two do not compute (`objection`).
+
+  Raises:
+    UserError: the named implementation does not run here or does not compute this.
+  """
+  compute = IMPLEMENTATIONS[chosen(implementation, query, mask, bias)]
+  attended = compute(query, key, value, mask, bias)
+  if mask is None:
+    return attended
+  return jnp.where(dense(mask).any(axis=-1)[:, :, None, None], attended, 0)
+
+
+def chosen(name: str, query: Array, mask: Mask | None, bias: Array | None) -> str:
+  """The implementation that a name stands for. Raises UserError when a named one cannot be had."""
+  if name == "auto":
+    best = {home: fast for fast, home in HOMES.items()}.get(platform(), "xla")
+    return "xla" if objection(best, query, mask, bias) else best
+  check_name(name)
+  fault = objection(name, query, mask, bias)
+  if fault:
+    raise refusal(name, fault)
+  return name
+
+
+HOMES = {"splash": "tpu", "cudnn": "gpu"}  # where an implementation runs; "xla" does anywhere
+
+
+def check_name(name: str) -> None:
+  """Raises UserError when no implementation has this name, or when it does not run here."""
+  if name not in NAMES:
+    raise UserError(f"model.attention is {name!r}; it is one of {', '.join(NAMES)}.")
+  home = HOMES.get(name)
+  if home is not None and home != platform():
+    raise refusal(name, f"runs on a {home.upper()}; this is a {platform().upper()}")
+
+
+def refusal(name: str, fault: str) -> UserError:
+  return UserError(f"model.attention is {name!r}, which {fault}. Set model.attention=auto, or xla.")
+
+
+def objection(name: str, query: Array, mask: Mask | None, bias: Array | None) -> str:
+  """Why an implementation does not compute this attention; empty if it does."""
+  if name == "xla":
+    return ""
+  if bias is not None:
+    return "takes no bias, such as that of ALiBi or relative positions"
+  if name == "splash":
+    dense_only = mask is not None and not isinstance(mask, Visibility)
+    return "takes no dense mask, such as model.cross_attention.previous_media needs" if dense_only else ""
+  if query.dtype not in (jnp.bfloat16, jnp.float16):
+    return f"computes in bfloat16 or float16, not in {query.dtype}"
+  if float(getattr(jax.local_devices()[0], "compute_capability", 8.0)) < 8.0:
+    return "runs on GPUs of compute capability 8.0 (Ampere) or later"
+  width = query.shape[-1]
+  return f"takes heads of a width up to 128 that 8 divides, not {width}" if width % 8 or width > 128 else ""
+
+
+def platform() -> str:
+  """What computes, "tpu", "gpu" or "cpu": the mesh that is set (one may compile for it elsewhere) or else this host."""
+  device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)  # an older JAX does not tell
+  return getattr(device, "platform", jax.default_backend())
+
+
+def by_xla(query: Array, key: Array, value: Array, mask: Mask | None, bias: Array | None) -> Array:
+  """The reference: scores and shares of all pairs are held in memory."""
+  return jax.nn.dot_product_attention(query, key, value, bias, mask=None if mask is None else dense(mask)[:, None])
+
+
+def by_cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: None) -> Array:
+  """Flash attention of cuDNN. The mask is an array [B, 1, L, S] to it, the same for all heads."""
+  if mask is None:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+  length = query.shape[1]
+  query, key, value = (padded(heads, 1, 2) for heads in (query, key, value))  # with a mask it trains on even lengths
+  seen = padded(padded(dense(mask), 1, 2), 2, 2)
+  causal = isinstance(mask, Visibility) and mask.causal  # said again, so that it skips what lies above the diagonal
+  attended = jax.nn.dot_product_attention(
+    query, key, value, mask=seen[:, None], is_causal=causal, implementation="cudnn"
+  )
+  return attended[:, :length]
+
+
+def by_splash(query: Array, key: Array, value: Array, mask: Visibility | None, bias: None) -> Array:
+  """Flash attention by the Pallas kernel for TPUs, on each device for its own rows and heads.
+
+  The compiler cannot cut a kernel by itself: where a mesh is set, this does.
   """
   if mask is None:
-    return jax.nn.dot_product_attention(query, key, value, bias)
-  attended = jax.nn.dot_product_attention(query, key, value, bias, mask=mask[:, None])
-  return jnp.where(mask.any(axis=-1)[:, :, None, None], attended, 0)
+    mask = Visibility(jnp.ones(query.shape[:2], jnp.int32), jnp.ones(key.shape[:2], jnp.int32))
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return splash_on_device(query, key, value, mask)
+  rows = fitting(ACTIVATIONS["batch"], query.shape[0], mesh.shape)
+  groups = fitting(ACTIVATIONS["heads"], key.shape[2], mesh.shape)
+  heads = PartitionSpec(rows, None, groups)
+  cut = (heads, heads, heads, PartitionSpec(rows))
+  return jax.shard_map(splash_on_device, in_specs=cut, out_specs=heads, check_vma=False)(query, key, value, mask)
 
 
-def causal_mask(segments: Array) -> Array:
-  """Which positions see which in self-attention: [B, L] int segments (0: padding) to bool [B, L, L]."""
-  length = segments.shape[1]
-  causal = jnp.tril(jnp.ones((length, length), bool))
-  same = segments[:, :, None] == segments[:, None, :]
-  return causal & same & (segments > 0)[:, :, None]
+LANES = 128  # the kernel's unit of lengths and head widths
+LONGEST_BLOCK = 512
 
 
-def media_mask(media_index: Array, media_exists: Array, latents: int, *, previous: bool = False) -> Array:
+def splash_on_device(query: Array, key: Array, value: Array, mask: Visibility) -> Array:
+  """Pads lengths to whole blocks and head widths to whole lanes; what is padded is seen by no real query."""
+  length, heads, width = query.shape[1:]
+  query_block, key_block = block_of(length), block_of(key.shape[1])
+
+  def blocks(x: Float[Array, "B L H K"], block: int) -> Float[Array, "B H L K"]:
+    return padded(padded(x, 1, block), 3, LANES).swapaxes(1, 2)
+
+  query = blocks(query * width**-0.5, query_block)
+  key, value = blocks(key, key_block), blocks(value, key_block)
+  segments = splash.SegmentIds(padded(mask.query_segments, 1, query_block), padded(mask.key_segments, 1, key_block))
+  pattern = splash_mask.CausalMask if mask.causal else splash_mask.FullMask
+  sizes = dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), query_block)
+  sizes |= dict.fromkeys(("block_kv", "block_kv_dkv", "block_kv_dq"), key_block)
+  attend = splash.make_splash_mha(
+    splash_mask.MultiHeadMask([pattern((query.shape[2], key.shape[2]))] * heads),
+    block_sizes=splash.BlockSizes(**sizes),
+    head_shards=1,
+    q_seq_shards=1,
+  )
+  return jax.vmap(attend)(query, key, value, segments).swapaxes(1, 2)[:, :length, :, :width]
+
+
+def block_of(length: int) -> int:
+  """The block that cuts a length into equal parts, no longer than they may be and with the least padding."""
+  parts = -(-length // LONGEST_BLOCK)
+  return -(-length // (parts * LANES)) * LANES
+
+
+def padded(x: Array, axis: int, multiple: int) -> Array:
+  """Zeros (False) after the end of an axis, until `multiple` divides its length."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % multiple)
+  return jnp.pad(x, widths)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": by_xla, "cudnn": by_cudnn, "splash": by_splash}
+NAMES = ("auto", *IMPLEMENTATIONS)
+
+
+def dense(mask: Mask) -> Bool[Array, "B L S"]:
+  """A mask as an array, True where the query sees the key."""
+  if not isinstance(mask, Visibility):
+    return mask
+  own = mask.query_segments[:, :, None]
+  seen = (own == mask.key_segments[:, None, :]) & (own > 0)
+  return jnp.tril(seen) if mask.causal else seen
+
+
+def causal_mask(segments: Int[Array, "B L"]) -> Visibility:
+  """Self-attention of documents packed into rows: each position sees its own document up to itself; 0 is padding."""
+  return Visibility(segments, segments, causal=True)
+
+
+def present_mask(present: Bool[Array, "B S"], queries: int) -> Visibility:
+  """All queries see all keys that are there."""
+  return Visibility(jnp.ones((present.shape[0], queries), jnp.int32), present.astype(jnp.int32))
+
+
+def media_mask(media_index: Array, media_exists: Array, latents: int, *, previous: bool = False) -> Mask:
   """Which latents each token may read: its own medium's, if that medium exists.
 
   Args:
@@ -41,9 +225,11 @@ def media_mask(media_index: Array, media_exists: Array, latents: int, *, previou
     previous: whether the media in the slots before its own may be read too.
 
   Returns:
-    bool [B, L, N * R].
+    The mask of L queries and N * R keys; a dense one with `previous`, which numbers cannot tell.
   """
   slots = jnp.arange(media_exists.shape[1])
-  own = media_index[:, :, None]
-  seen = slots <= own if previous else slots == own
-  return jnp.repeat(seen & media_exists[:, None, :], latents, axis=-1)
+  if previous:
+    seen = (slots <= media_index[:, :, None]) & media_exists[:, None, :]
+    return jnp.repeat(seen, latents, axis=-1)
+  numbers = jnp.where(media_exists, slots + 1, 0)
+  return Visibility(jnp.asarray(media_index) + 1, jnp.repeat(numbers, latents, axis=-1))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flamingo_jax.ops.attention import attention
+from flamingo_jax.ops.attention import Mask, attention, dense
 
 kernel_init = nn.initializers.lecun_normal
 
@@ -116,6 +116,7 @@ class CrossAttention(nn.Module):
     blind_sees_all: a query that may see nothing gets the mean of all values instead of zero. That is a mistake of
       OpenFlamingo's all-previous mode, kept only to compare with it.
     bias: of the four linear maps.
+    implementation: of attention, by the name that `ops.attention` knows it by.
   """
 
   heads: int
@@ -125,10 +126,11 @@ class CrossAttention(nn.Module):
   norm_epsilon: float = 1e-5
   blind_sees_all: bool = False
   bias: bool = False
+  implementation: str = "auto"
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L D"], context: Float[Array, "B S C"], mask: Array | None = None
+    self, x: Float[Array, "B L D"], context: Float[Array, "B S C"], mask: Mask | None = None
   ) -> Float[Array, "B L D"]:
     shape, axes = (self.heads, self.head_width), ("embed", "heads", "head_width")
     query = linear(shape, axes, dtype=self.dtype, name="query", bias=self.bias)(x)
@@ -139,8 +141,9 @@ class CrossAttention(nn.Module):
       query = norm(dtype=self.dtype, epsilon=self.norm_epsilon, name="query_norm")(query)
       key = norm(dtype=self.dtype, epsilon=self.norm_epsilon, name="key_norm")(key)
     if self.blind_sees_all and mask is not None:
-      sees = mask.any(axis=-1, keepdims=True)
-      query, mask = jnp.where(sees[..., None], query, 0), mask | ~sees
-    attended = attention(query, key, value, mask)
+      seen = dense(mask)
+      sees = seen.any(axis=-1, keepdims=True)
+      query, mask = jnp.where(sees[..., None], query, 0), seen | ~sees
+    attended = attention(query, key, value, mask, implementation=self.implementation)
     axes = ("heads", "head_width", "embed")
     return linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=self.bias)(attended)

@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters
-from flamingo_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
+from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, global_batch, make_mesh, place
 from flamingo_jax.training.checkpoints import Checkpoints
 from flamingo_jax.training.metrics import MetricsLog
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.progress import TrainingProgress
-from flamingo_jax.training.step import State, initial_state, make_train_step, split_shapes
+from flamingo_jax.training.step import State, initial_state, make_train_step, slot_shardings, split_shapes
 
 HostBatches = dict[str, dict[str, np.ndarray]]
 
@@ -42,6 +43,7 @@ class TrainingConfig:
   evaluate_every: int = 1000  # steps; also before the first and after the last
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
+  sharding: ShardingConfig = ShardingConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
 
 
@@ -106,17 +108,26 @@ def train(
   check_rows(feed.rows, mesh)
   rate = learning_rate(config.optimizer, config.total_steps)
   optimizer = make_optimizer(config.optimizer, rate)
-  step_function = jax.jit(make_train_step(objective, optimizer, rate, feed.weights), donate_argnums=0)
-  with mesh:
+  with jax.set_mesh(mesh):
     held = place_frozen(objective, frozen, mesh, config)
-    state = begin_from(frozen.start, initial_state(objective, optimizer, mesh, config.trainable, config.seed))
-    claim_workdir(workdir, record)
+    fresh = initial_state(objective, optimizer, mesh, config.trainable, config.seed, config.sharding)
+    state = begin_from(frozen.start, fresh)
+    placement = slot_shardings(objective, mesh, config.trainable, config.sharding)
+    step_function = jax.jit(
+      make_train_step(objective, optimizer, rate, feed.weights, placement),
+      donate_argnums=0,
+      out_shardings=(jax.tree.map(lambda array: array.sharding, state), None),
+    )
+    leads = jax.process_index() == 0
+    if leads:
+      claim_workdir(workdir, record)
+    multihost_utils.sync_global_devices("the work directory is claimed")
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
     start = checkpoints.latest() or 0
     if start:
       state = checkpoints.restore(start, state, frozen.hashes)
-    log = MetricsLog(workdir, start)
-    with TrainingProgress(objective.name, config.total_steps, start) as progress:
+    log = MetricsLog(workdir, start, active=leads)
+    with TrainingProgress(objective.name, config.total_steps, start, active=leads) as progress:
       progress.say(opening(objective, config, mesh, state, held, start))
       extra = {} if start else prefixed("baseline", evaluate({**state.trainable, **held}, mesh, True))
       batches = feed.batches_from(start)
@@ -128,7 +139,7 @@ def train(
           state, held, {name: global_batch(batch, mesh) for name, batch in host_batches.items()}
         )
         metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        metrics |= counts | timing(host_batches, began, waited) | extra
+        metrics |= counts | timing(metrics["tokens"], began, waited) | extra
         extra = {}
         if step % config.evaluate_every == 0 or step == config.total_steps:
           metrics |= evaluate({**state.trainable, **held}, mesh, False)
@@ -159,10 +170,10 @@ def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: Train
   Raises:
     UserError: parameters that are missing, left over, or of another shape, all at once.
   """
-  _, expected, shardings = split_shapes(objective, mesh, config.trainable)
+  _, expected, shardings = split_shapes(objective, mesh, config.trainable, config.sharding)
   check_parameters(expected, frozen.parameters)
   dtype = jax.numpy.dtype(config.frozen_dtype)
-  return {path: jax.device_put(frozen.parameters[path].astype(dtype), shardings[path]) for path in expected}
+  return {path: place(frozen.parameters[path].astype(dtype), shardings[path]) for path in expected}
 
 
 def begin_from(start: dict[str, np.ndarray], state: State) -> State:
@@ -173,7 +184,7 @@ def begin_from(start: dict[str, np.ndarray], state: State) -> State:
   """
   known = {path: array for path, array in state.trainable.items() if path in start}
   check_parameters(known, start)
-  placed = {path: jax.device_put(start[path].astype(array.dtype), array.sharding) for path, array in known.items()}
+  placed = {path: place(start[path].astype(array.dtype), array.sharding) for path, array in known.items()}
   return state.replace(trainable={**state.trainable, **placed})
 
 
@@ -190,11 +201,10 @@ def check_parameters(expected: dict, found: dict[str, np.ndarray]) -> None:
     raise UserError("The weights do not fit the model:\n" + "\n".join(faults))
 
 
-def timing(batches: HostBatches, began: float, waited: float) -> dict[str, float]:
-  """Tokens of the step (padding left out), its seconds, and how many of them went by waiting for input."""
-  tokens = sum(int((batch["segments"] > 0).sum()) for batch in batches.values()) * jax.process_count()
+def timing(tokens: float, began: float, waited: float) -> dict[str, float]:
+  """Seconds of a step, and how many of them went by waiting for input; tokens without padding."""
   seconds = time.perf_counter() - began
-  return dict(tokens=tokens, seconds=seconds, tokens_per_second=tokens / seconds, input_wait=waited / seconds)
+  return dict(tokens=int(tokens), seconds=seconds, tokens_per_second=tokens / seconds, input_wait=waited / seconds)
 
 
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -10,21 +10,31 @@ from flamingo_jax.errors import UserError
 
 
 class MetricsLog:
-  """Appends to `metrics.jsonl` and TensorBoard; on resume, what a killed run wrote beyond its checkpoint is dropped."""
+  """Appends to `metrics.jsonl` and TensorBoard; on resume, what a killed run wrote beyond its checkpoint is dropped.
 
-  def __init__(self, workdir: pathlib.Path, resume_step: int):
+  One host of a job is active; the logs of the others do nothing.
+  """
+
+  def __init__(self, workdir: pathlib.Path, resume_step: int, *, active: bool = True):
+    self.active = active
+    if not active:
+      return
     self.path = workdir / "metrics.jsonl"
     keep_until(self.path, resume_step)
     self.file = self.path.open("a")
     self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
+    if not self.active:
+      return
     self.file.write(json.dumps({"step": step} | metrics) + "\n")
     self.file.flush()
     for name, value in metrics.items():
       self.board.add_scalar(name, value, step)
 
   def close(self) -> None:
+    if not self.active:
+      return
     self.file.close()
     self.board.close()
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, symmetric_loss
 from flamingo_jax.models.contrastive import initialize as initialize_contrastive
-from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, log_likelihoods, next_token_loss
+from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.flamingo import initialize as initialize_flamingo
 from flamingo_jax.models.parameters import Parameters, nested
 
@@ -51,12 +51,11 @@ def flamingo_objective(config: FlamingoConfig) -> Objective:
   model = Flamingo(config)
 
   def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
-    logits = model.apply(nested(parameters), batch)
-    total, weight = next_token_loss(logits, batch["tokens"], batch["loss_weights"])
-    ordinary = batch["loss_weights"] * (batch["tokens"] < config.language.vocabulary)
-    text = ordinary[:, 1:]
-    text_total = -(log_likelihoods(logits, batch["tokens"]) * text).sum()
-    return Loss(total, weight, {"text_loss": (text_total, text.sum())})
+    likelihoods = model.apply(nested(parameters), batch, method=Flamingo.score)
+    weights = batch["loss_weights"][:, 1:]
+    text = weights * (batch["tokens"][:, 1:] < config.language.vocabulary)
+    parts = {"text_loss": (-(likelihoods * text).sum(), text.sum())}
+    return Loss(-(likelihoods * weights).sum(), weights.sum(), parts)
 
   return Objective("flamingo", lambda key: initialize_flamingo(config, key), loss)
 

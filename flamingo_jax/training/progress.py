@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 class TrainingProgress:
   """Loss per stream, tokens a second and time left."""
 
-  def __init__(self, name: str, total_steps: int, start_step: int, *, plain_every: float = 10.0):
+  def __init__(self, name: str, total_steps: int, start_step: int, *, active: bool = True, plain_every: float = 10.0):
     self.name, self.total_steps, self.plain_every = name, total_steps, plain_every
-    self.console = Console()
+    self.console = Console(quiet=not active)
     self.last_plain = 0.0
     self.started, self.start_step = time.monotonic(), start_step
     columns = (
@@ -40,7 +40,7 @@ class TrainingProgress:
     if not self.console.is_terminal and due:
       self.last_plain = now
       left = (now - self.started) / (step - self.start_step) * (self.total_steps - step)
-      print(f"{self.name} {step}/{self.total_steps}  {losses}  {left:.0f} s left", flush=True)
+      self.say(f"{self.name} {step}/{self.total_steps}  {losses}  {left:.0f} s left")
 
   def say(self, message: str) -> None:
     self.console.print(message, highlight=False)

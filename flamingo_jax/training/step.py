@@ -6,12 +6,13 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters, flat
-from flamingo_jax.parallel.mesh import parameter_shardings, replicated
+from flamingo_jax.parallel.mesh import FULLY_SHARDED, ShardingConfig, parameter_shardings, place, replicated
 from flamingo_jax.training.objectives import Objective, mean, means
 
 
@@ -28,7 +29,7 @@ def is_trainable(path: str, patterns: tuple[str, ...]) -> bool:
   return any(re.search(pattern, path) for pattern in patterns)
 
 
-def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...]):
+def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...], sharding: ShardingConfig = FULLY_SHARDED):
   """Shapes and shardings of the two parameter trees, nothing allocated.
 
   Returns:
@@ -38,21 +39,37 @@ def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...]):
     UserError: a pattern that names no parameter.
   """
   boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
-  shapes, shardings = flat(boxed), parameter_shardings(boxed, mesh)
+  shapes = flat(boxed)
   for pattern in patterns:
     if not any(re.search(pattern, path) for path in shapes):
       raise UserError(f"trainable: the pattern {pattern!r} names no parameter. They start with: {first_names(shapes)}.")
   trainable = {path: shape for path, shape in shapes.items() if is_trainable(path, patterns)}
   frozen = {path: shape for path, shape in shapes.items() if path not in trainable}
-  return trainable, frozen, shardings
+  of_trained = parameter_shardings(boxed, mesh, sharding.trainable)
+  of_frozen = parameter_shardings(boxed, mesh, sharding.frozen)
+  return trainable, frozen, {path: (of_trained if path in trainable else of_frozen)[path] for path in shapes}
 
 
 def first_names(shapes: dict) -> str:
   return ", ".join(sorted({path.split("/")[0] for path in shapes}))
 
 
+def slot_shardings(
+  objective: Objective, mesh: Mesh, patterns: tuple[str, ...], sharding: ShardingConfig = FULLY_SHARDED
+) -> dict[str, NamedSharding]:
+  """Where the gradient and the optimizer's slots of each trained parameter lie."""
+  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  found = parameter_shardings(boxed, mesh, sharding.optimizer)
+  return {path: where for path, where in found.items() if is_trainable(path, patterns)}
+
+
 def initial_state(
-  objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, patterns: tuple[str, ...], seed: int
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  patterns: tuple[str, ...],
+  seed: int,
+  sharding: ShardingConfig = FULLY_SHARDED,
 ) -> State:
   """A fresh state, made where it will live. Parameters that are not trainable are never computed."""
 
@@ -60,17 +77,17 @@ def initial_state(
     everything = flat(objective.initialize(key))
     return {path: array for path, array in everything.items() if is_trainable(path, patterns)}
 
-  shapes, _, shardings = split_shapes(objective, mesh, patterns)
-  placement = {path: shardings[path] for path in shapes}
-  trainable = jax.jit(trainable_only, out_shardings=placement)(jax.random.key(seed))
+  shapes, _, shardings = split_shapes(objective, mesh, patterns, sharding)
+  trainable = jax.jit(trainable_only, out_shardings={path: shardings[path] for path in shapes})(jax.random.key(seed))
+  placement = slot_shardings(objective, mesh, patterns, sharding)
   slots = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, shapes, placement, mesh))(trainable)
-  return State(jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh)), trainable, slots)
+  return State(place(np.zeros((), np.int32), replicated(mesh)), trainable, slots)
 
 
 def optimizer_shardings(
   optimizer: optax.GradientTransformation, shapes: Parameters, placement: dict[str, NamedSharding], mesh: Mesh
 ):
-  """Optimizer slots lie where their parameters lie; counters are everywhere."""
+  """Optimizer slots lie where `placement` says for their parameters; counters are everywhere."""
   slots = jax.eval_shape(optimizer.init, shapes)
   return optax.tree_map_params(
     optimizer, lambda _, sharding: sharding, slots, placement, transform_non_params=lambda _: replicated(mesh)
@@ -82,6 +99,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   rate: optax.Schedule,
   weights: dict[str, float],
+  placement: dict[str, NamedSharding] | None = None,
 ) -> Callable[[State, Parameters, dict[str, dict[str, jax.Array]]], tuple[State, dict[str, jax.Array]]]:
   """The update of one step from one batch of every stream (paper, section 2.4 and equation 2).
 
@@ -90,6 +108,7 @@ def make_train_step(
     optimizer: from `make_optimizer`.
     rate: the schedule it was made with, for the log.
     weights: of the streams' mean losses in the sum.
+    placement: where gradients lie, from `slot_shardings`; None: the compiler decides.
 
   Returns:
     A function (state, frozen, batches) -> (state, metrics); jit it. Gradients are taken of `state.trainable` only.
@@ -100,19 +119,22 @@ def make_train_step(
     value = mean(loss.total, loss.weight)
     return weight * value, {"loss": value, "loss_weight": loss.weight, **means(loss.parts)}
 
+  def placed(gradients: Parameters) -> Parameters:
+    return gradients if placement is None else jax.lax.with_sharding_constraint(gradients, placement)
+
   def train_step(state: State, frozen: Parameters, batches: dict[str, dict[str, jax.Array]]):
-    total, gradients = jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable)
-    metrics = {}
+    total, gradients = jnp.zeros(()), placed(jax.tree.map(jnp.zeros_like, state.trainable))
+    metrics = {"tokens": sum((batch["segments"] > 0).sum() for batch in batches.values())}
     for name, batch in batches.items():
       # The barrier puts streams one after another: side by side they would hold all their activations at once.
       trainable, gradients = jax.lax.optimization_barrier((state.trainable, gradients))
       (value, parts), gradient = jax.value_and_grad(stream_loss, has_aux=True)(trainable, frozen, batch, weights[name])
-      total, gradients = total + value, jax.tree.map(jnp.add, gradients, gradient)
+      total, gradients = total + value, placed(jax.tree.map(jnp.add, gradients, gradient))
       metrics |= {f"{part}/{name}": number for part, number in parts.items()}
     updates, slots = optimizer.update(gradients, state.optimizer_state, state.trainable)
     metrics |= {
       "loss": total,
-      "gradient_norm": optax.global_norm(gradients),
+      "gradient_norm": optax.tree.norm(gradients),
       "learning_rate": rate(state.step),
     }
     return State(state.step + 1, optax.apply_updates(state.trainable, updates), slots), metrics

@@ -56,6 +56,7 @@ def make_batches(step: int = 0) -> dict[str, dict[str, np.ndarray]]:
       inputs=random.normal(size=(rows, 4)).astype(np.float32),
       targets=random.normal(size=(rows, 2)).astype(np.float32),
       loss_weights=random.uniform(0.0, 3.0, rows).astype(np.float32),
+      segments=np.ones((rows, 2), np.int32),
     )
     for name, rows in ROWS.items()
   }
@@ -97,7 +98,8 @@ def double(parameters):
 @pytest.fixture(scope="module")
 def mesh():
   """One device, or eight with every axis in use."""
-  with make_mesh(MeshConfig() if jax.device_count() == 1 else MeshConfig(replica=-1, fsdp=2, model=2)) as mesh:
+  mesh = make_mesh(MeshConfig() if jax.device_count() == 1 else MeshConfig(replica=-1, fsdp=2, model=2))
+  with jax.set_mesh(mesh):
     yield mesh
 
 
@@ -225,7 +227,8 @@ def train_tiny(tiny, parameters, batch, trainable: tuple[str, ...]):
   config = TrainingConfig(trainable=trainable, frozen_dtype="float32", optimizer=settings)
   rate = learning_rate(config.optimizer, 20)
   objective, optimizer = flamingo_objective(tiny), make_optimizer(config.optimizer, rate)
-  with make_mesh(MeshConfig()) as mesh:
+  mesh = make_mesh(MeshConfig())
+  with jax.set_mesh(mesh):
     _, names, _ = split_shapes(objective, mesh, config.trainable)
     held = {path: parameters[path].copy() for path in names}
     frozen = place_frozen(objective, Frozen(held), mesh, config)

@@ -5,12 +5,15 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttention, GatedCrossAttentionConfig
-from flamingo_jax.ops.attention import attention, causal_mask
+from flamingo_jax.ops.attention import Mask, attention, causal_mask
 from flamingo_jax.ops.layers import NORMS, FeedForward, linear
 from flamingo_jax.ops.positions import alibi_bias, by_distance, rotate, segment_positions, sinusoids
+from flamingo_jax.ops.remat import rematerialized
+from flamingo_jax.ops.sharding import constrain
+from flamingo_jax.ops.vocabulary import log_likelihoods, logits_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +50,10 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Media:
-  """What gated layers read: latents [B, N * R, V] and, per token, which of them [B, L, N * R]."""
+  """What gated layers read: latents [B, N * R, V] and, per token, which of them."""
 
   latents: Array
-  mask: Array
+  mask: Mask
 
 
 class Decoder(nn.Module):
@@ -64,6 +67,8 @@ class Decoder(nn.Module):
   config: DecoderConfig
   dtype: jnp.dtype
   cross_attention: GatedCrossAttentionConfig | None = None
+  remat: str = "none"  # a name of ops.remat.POLICIES
+  implementation: str = "auto"  # of attention
 
   def setup(self):
     config = self.config
@@ -81,22 +86,34 @@ class Decoder(nn.Module):
       self.position_embeddings = self.param("position_embeddings", rows, (config.position_rows, config.width))
     plan = plan_groups(config.layers, self.cross_attention)
     if plan.prefix:
-      self.prefix = layer_stack(plan.prefix)(config, self.dtype)
+      self.prefix = layer_stack(plan.prefix, self.remat)(config, self.dtype, self.implementation)
     if plan.groups:
-      self.groups = scanned(Group, plan.groups, "groups")(config, self.cross_attention, plan.group_layers, self.dtype)
+      group = scanned(Group, plan.groups, "groups")
+      self.groups = group(config, self.cross_attention, plan.group_layers, self.dtype, self.remat, self.implementation)
     if plan.tail is not None:
-      self.tail = Group(config, self.cross_attention, plan.tail, self.dtype)
+      self.tail = Group(config, self.cross_attention, plan.tail, self.dtype, self.remat, self.implementation)
     self.norm = NORMS[config.norm](epsilon=config.norm_epsilon, dtype=self.dtype, name=None)
 
   def __call__(
     self, tokens: Int[Array, "B L"], segments: Int[Array, "B L"], media: Media | None = None
   ) -> Float[Array, "B L vocabulary"]:
     """Returns float32 logits over the vocabulary and, after it, the extra tokens."""
+    return self.unembed(self.read(tokens, segments, media))
+
+  def score(
+    self, tokens: Int[Array, "B L"], segments: Int[Array, "B L"], media: Media | None = None
+  ) -> Float[Array, "B L-1"]:
+    """log p(tokens[l] | tokens[<l]) for l = 1 ... L - 1, in float32, without the logits of all positions at once."""
+    x = self.read(tokens, segments, media)
+    return log_likelihoods(x[:, :-1], tokens[:, 1:], self.unembedding_tables())
+
+  def read(self, tokens: Array, segments: Array, media: Media | None) -> Float[Array, "B L D"]:
+    """The states after the last norm."""
     mask, positions = causal_mask(segments), segment_positions(segments)
     x = self.embed(tokens)
     if self.config.positions == "learned":
       x = x + self.position_embeddings.astype(self.dtype)[positions + self.config.position_offset]
-    x = nn.with_logical_constraint(x, ("batch", "length", "embed_activation"))
+    x = constrain(x, "batch", None, None)
     latents, seen = (media.latents, media.mask) if media is not None else (None, None)
     if hasattr(self, "prefix"):
       x, _ = self.prefix(x, mask, positions)
@@ -104,7 +121,7 @@ class Decoder(nn.Module):
       x, _ = self.groups(x, mask, positions, latents, seen)
     if hasattr(self, "tail"):
       x, _ = self.tail(x, mask, positions, latents, seen)
-    return self.unembed(self.norm(x))
+    return self.norm(x)
 
   def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     known = self.config.vocabulary
@@ -115,12 +132,15 @@ class Decoder(nn.Module):
     return jnp.where((tokens >= known)[:, :, None], extra, x)
 
   def unembed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L vocabulary"]:
+    return jnp.concatenate([logits_of(x, table) for table in self.unembedding_tables()], axis=-1)
+
+  def unembedding_tables(self) -> list[Float[Array, "rows D"]]:
+    """What logits are made with: the language model's rows, then those of the extra tokens."""
     tied = self.config.tied_embeddings
     tables = [self.embeddings if tied else self.unembeddings]
     if self.config.extra_tokens:
       tables.append(self.extra_embeddings if tied else self.extra_unembeddings)
-    parts = [jnp.einsum("bld,vd->blv", x, t.astype(self.dtype), preferred_element_type=jnp.float32) for t in tables]
-    return jnp.concatenate(parts, axis=-1)
+    return tables
 
 
 class Group(nn.Module):
@@ -130,13 +150,17 @@ class Group(nn.Module):
   cross_attention: GatedCrossAttentionConfig | None
   layers: int
   dtype: jnp.dtype
+  remat: str
+  implementation: str
 
   @nn.compact
   def __call__(self, x, mask, positions, latents, seen):
     if self.cross_attention is not None:
-      x = GatedCrossAttention(self.cross_attention, self.dtype, name="gated_cross_attention")(x, latents, seen)
+      gated = rematerialized(GatedCrossAttention, self.remat)
+      x = gated(self.cross_attention, self.dtype, self.implementation, name="gated_cross_attention")(x, latents, seen)
     if self.layers:
-      x, _ = layer_stack(self.layers)(self.config, self.dtype, name="layers")(x, mask, positions)
+      layers = layer_stack(self.layers, self.remat)(self.config, self.dtype, self.implementation, name="layers")
+      x, _ = layers(x, mask, positions)
     return x, None
 
 
@@ -145,12 +169,14 @@ class DecoderLayer(nn.Module):
 
   config: DecoderConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L L"], positions: Int[Array, "B L"]):
+  def __call__(self, x: Float[Array, "B L D"], mask: Mask, positions: Int[Array, "B L"]):
     config = self.config
+    x = constrain(x, "batch", None, None)
     normed = self.norm("attention_norm")(x)
-    attended = SelfAttention(config, self.dtype, name="attention")(normed, mask, positions)
+    attended = SelfAttention(config, self.dtype, self.implementation, name="attention")(normed, mask, positions)
     feed = FeedForward(
       config.feed_forward_width,
       config.activation,
@@ -174,6 +200,7 @@ class SelfAttention(nn.Module):
 
   config: DecoderConfig
   dtype: jnp.dtype
+  implementation: str = "auto"  # of attention
 
   @nn.compact
   def __call__(self, x, mask, positions):
@@ -190,7 +217,7 @@ class SelfAttention(nn.Module):
       bias = alibi_bias(positions, config.heads)
     elif config.positions == "relative":
       query, bias = self.relative(query)
-    attended = attention(query, key, value, mask, bias)
+    attended = attention(query, key, value, mask, bias, implementation=self.implementation)
     axes = ("heads", "head_width", "embed")
     return linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=config.bias)(attended)
 
@@ -255,8 +282,8 @@ def scanned(module: type[nn.Module], length: int, axis: str):
   )
 
 
-def layer_stack(length: int):
-  return scanned(DecoderLayer, length, "layers")
+def layer_stack(length: int, remat: str):
+  return scanned(rematerialized(DecoderLayer, remat), length, "layers")
 
 
 def group_layers(stacked: dict, layers: int, cross_attention: GatedCrossAttentionConfig | None) -> dict:

@@ -32,10 +32,11 @@ class Features(nn.Module):
 VisionConfig = VitConfig | NfnetConfig | FeaturesConfig
 
 
-def vision_tower(config: VisionConfig, dtype: jnp.dtype, name: str | None = None) -> nn.Module:
-  """The module of a config: uint8 pixels [B, H, W, 3] (or features) to [B, S, V]."""
-  towers = {VitConfig: Vit, NfnetConfig: Nfnet, FeaturesConfig: Features}
-  return towers[type(config)](config, dtype, name=name)
+def vision_tower(config: VisionConfig, dtype: jnp.dtype, implementation: str = "auto") -> nn.Module:
+  """The module of a config: uint8 pixels [B, H, W, 3] (or features) to [B, S, V]; `implementation` is of attention."""
+  if isinstance(config, VitConfig):
+    return Vit(config, dtype, implementation)
+  return {NfnetConfig: Nfnet, FeaturesConfig: Features}[type(config)](config, dtype)
 
 
 def example_media(config: VisionConfig) -> Array:

@@ -1,0 +1,78 @@
+"""How many tokens each pair of a stream has, counted once and kept beside the shards."""
+
+import hashlib
+import io
+import pathlib
+import uuid
+
+import numpy as np
+
+from data_pipelines.schema import parse
+from data_pipelines.sequences import PAIR_MARKERS, pair_text
+from data_pipelines.shards import Shards, write_durably
+from data_pipelines.tokenizer import Tokenizer
+from flamingo_jax.errors import UserError
+
+RULES_VERSION = 1  # of what is counted; other rules count anew
+CHUNK = 1024  # records whose texts are held and tokenized at once
+
+
+def pair_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+  """Tokens of each pair's row before it is cut, int32 [records]; 0 where the record cannot be used.
+
+  Half of the captions get a space before them, which may change how many tokens they are: the larger number counts.
+
+  They are kept as `lengths-<hash>.npy` beside the shards; the hash is of the shards' content, of the tokenizer and of
+  the rules by which was counted. Where the file is missing, damaged or cannot be written, they are counted again.
+  """
+  key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}"
+  path = shards.directory / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+  lengths = kept_lengths(path, len(shards))
+  if lengths is None:
+    lengths = count_lengths(shards, tokenizer)
+    keep_lengths(path, lengths)
+  return lengths
+
+
+def count_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+  """The same, from the records themselves."""
+  lengths = np.zeros(len(shards), np.int32)
+  for start in range(0, len(shards), CHUNK):
+    indices = range(start, min(start + CHUNK, len(shards)))
+    texts = {index: text for index in indices if (text := usable_text(shards, index))}
+    for space in ("", " "):
+      encoded = tokenizer.encode_all([space + text for text in texts.values()])
+      for index, tokens in zip(texts, encoded, strict=True):
+        lengths[index] = max(lengths[index], len(tokens) + PAIR_MARKERS)
+  return lengths
+
+
+def usable_text(shards: Shards, index: int) -> str:
+  """The caption of a record; empty where there is none, or no medium, or no record."""
+  try:
+    example = parse(shards[index])
+  except UserError:
+    return ""
+  return pair_text(example.texts) if example.media else ""
+
+
+def kept_lengths(path: pathlib.Path, records: int) -> np.ndarray | None:
+  """What the file holds, or None where that is not a length for each record."""
+  try:
+    lengths = np.load(path)
+  except (OSError, ValueError, EOFError):
+    return None
+  fits = isinstance(lengths, np.ndarray) and lengths.dtype == np.int32 and lengths.shape == (records,)
+  return lengths if fits and (lengths >= 0).all() else None
+
+
+def keep_lengths(path: pathlib.Path, lengths: np.ndarray) -> None:
+  """Writes the file as a whole or not at all; shards may well lie where nobody may write."""
+  partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
+  file = io.BytesIO()
+  np.save(file, lengths)
+  try:
+    write_durably(partial, file.getvalue())
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""A small training run that the tests of sharding start in processes of their own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.models.language.decoder import DecoderConfig
+from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
+from flamingo_jax.models.vision.vit import VitConfig
+from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_hosts, global_batch, make_mesh
+from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
+from flamingo_jax.training.objectives import flamingo_objective
+from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.step import initial_state, make_train_step, slot_shardings, split_shapes
+
+ROWS, LENGTH, STEPS = 8, 10, 4
+MODEL = FlamingoConfig(  # every length divides by eight
+  vision=VitConfig(width=16, layers=1, heads=8, feed_forward_multiplier=2, image_size=8, patch_size=4),
+  resampler=PerceiverResamplerConfig(layers=1, latents=3, heads=8, feed_forward_multiplier=2, frames=2),
+  cross_attention=GatedCrossAttentionConfig(every=2, offset=1, heads=8, head_width=4, feed_forward_multiplier=2),
+  language=DecoderConfig(vocabulary=32, width=16, layers=3, heads=8, key_value_heads=8, feed_forward_width=24),
+  dtype="float32",
+)
+
+
+def make_batch(seed: int) -> dict[str, np.ndarray]:
+  """Rows of different lengths, with text before the first of two pictures."""
+  random = np.random.default_rng(seed)
+  tokens = random.integers(0, 32, (ROWS, LENGTH), np.int32)
+  tokens[:, [2, 5]], present = 32, np.arange(LENGTH) < random.integers(7, LENGTH + 1, (ROWS, 1))
+  return dict(
+    tokens=np.where(present, tokens, 0).astype(np.int32),
+    segments=present.astype(np.int32),
+    loss_weights=(present & (tokens != 32)).astype(np.float32),
+    media=random.integers(0, 256, (ROWS, 2, 2, 8, 8, 3), np.uint8),
+    media_mask=random.random((ROWS, 2, 2)) < 0.8,
+    media_index=np.broadcast_to((np.cumsum(tokens == 32, axis=1) - 1).astype(np.int32), tokens.shape),
+  )
+
+
+def run(mesh: list[int], sharding: dict | None = None, remat: str = "none") -> list[float]:
+  """The loss of every step of a run of two streams, gates open from the first update on."""
+  model = dataclasses.replace(MODEL, remat=remat)
+  objective, weights = flamingo_objective(model), {"pages": 1.0, "captions": 0.5}
+  training = TrainingConfig(
+    frozen_dtype="float32",
+    optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=1),
+    sharding=ShardingConfig(**sharding or {}),
+  )
+  rate = learning_rate(training.optimizer, STEPS)
+  optimizer, devices = make_optimizer(training.optimizer, rate), make_mesh(MeshConfig(*mesh))
+  with jax.set_mesh(devices):
+    _, names, _ = split_shapes(objective, devices, training.trainable)
+    random = np.random.default_rng(0)
+    values = {path: random.normal(size=shape.shape, scale=0.2).astype(np.float32) for path, shape in names.items()}
+    frozen = place_frozen(objective, Frozen(values), devices, training)
+    state = initial_state(objective, optimizer, devices, training.trainable, 0, training.sharding)
+    placement = slot_shardings(objective, devices, training.trainable, training.sharding)
+    step = jax.jit(
+      make_train_step(objective, optimizer, rate, weights, placement),
+      out_shardings=(jax.tree.map(lambda array: array.sharding, state), None),
+    )
+    host, hosts = data_hosts(devices)
+    own = slice(host * ROWS // hosts, (host + 1) * ROWS // hosts)
+    found = []
+    batches = {name: make_batch(place) for place, name in enumerate(weights)}
+    local = {name: {key: array[own] for key, array in batch.items()} for name, batch in batches.items()}
+    spread = {name: global_batch(batch, devices) for name, batch in local.items()}
+    for _ in range(STEPS):
+      state, metrics = step(state, frozen, spread)
+      found.append(float(metrics["loss"]))
+  return found
