@@ -68,7 +68,7 @@ def flamingo() -> ConfigDict:
       model=dict(
         dtype="bfloat16",  # of activations and matrix products
         attention="auto",  # by "splash" on a TPU, "cudnn" on a GPU, "xla" elsewhere; or one of these three by name
-        remat="none",  # per layer, what is computed again for the gradient: nothing; or "full", or all but "dots"
+        remat="products",  # what of a layer is kept for its gradient, from "none" (all) by "products", "dots" to "full"
         vision=vision.vit(),
         resampler=resampler(),
         cross_attention=cross_attention(),

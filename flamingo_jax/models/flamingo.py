@@ -25,7 +25,7 @@ class FlamingoConfig:
   language: DecoderConfig = DecoderConfig()
   dtype: str = "bfloat16"  # of activations and matrix products
   attention: str = "auto"  # its implementation: a name of ops.attention
-  remat: str = "none"  # what of each layer is computed again for its gradient: a name of ops.remat.POLICIES
+  remat: str = "products"  # what of each layer is computed again for its gradient: a name of ops.remat.POLICIES
 
 
 class Flamingo(nn.Module):
@@ -37,7 +37,7 @@ class Flamingo(nn.Module):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     self.vision = vision_tower(config.vision, dtype, config.attention)
     if config.resampler is not None:
-      self.resampler = PerceiverResampler(config.resampler, dtype, config.attention)
+      self.resampler = PerceiverResampler(config.resampler, dtype, config.attention, config.remat)
     self.language = Decoder(config.language, dtype, config.cross_attention, config.remat, config.attention)
 
   def __call__(self, batch: dict[str, Array]) -> Float[Array, "B L vocabulary"]:

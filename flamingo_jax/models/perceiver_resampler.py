@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from flamingo_jax.ops.attention import present_mask
 from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm, linear
+from flamingo_jax.ops.remat import rematerialized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PerceiverResampler(nn.Module):
   config: PerceiverResamplerConfig
   dtype: jnp.dtype
   implementation: str = "auto"  # of attention
+  remat: str = "none"  # a name of ops.remat.POLICIES
 
   @nn.compact
   def __call__(self, features: Float[Array, "B N F S V"], media_mask: Bool[Array, "B N F"]) -> Float[Array, "B N R V"]:
@@ -53,7 +55,7 @@ class PerceiverResampler(nn.Module):
     seen = jnp.concatenate([seen, jnp.ones((batch * slots, config.latents), bool)], axis=-1)
     mask = present_mask(seen, queries=config.latents)
     layers = nn.scan(
-      ResamplerLayer,
+      rematerialized(ResamplerLayer, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,

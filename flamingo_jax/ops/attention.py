@@ -5,12 +5,14 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.ops.remat import SHARES
 from flamingo_jax.ops.sharding import ACTIVATIONS, fitting
 
 
@@ -117,8 +119,19 @@ def platform() -> str:
 
 
 def by_xla(query: Array, key: Array, value: Array, mask: Mask | None, bias: Array | None) -> Array:
-  """The reference: scores and shares of all pairs are held in memory."""
-  return jax.nn.dot_product_attention(query, key, value, bias, mask=None if mask is None else dense(mask)[:, None])
+  """The reference: scores and shares of all pairs are held in memory; heads come before places, as products want it."""
+  groups, width = key.shape[2:]
+  rows, length, heads = query.shape[:3]
+  query = query.reshape(rows, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+  key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+  scores = jnp.einsum("bgmlk,bgsk->bgmls", query, key, preferred_element_type=jnp.float32) * width**-0.5
+  if bias is not None:
+    scores += bias.reshape(scores.shape)
+  if mask is not None:
+    scores = jnp.where(dense(mask)[:, None, None], scores, jnp.finfo(scores.dtype).min)
+  shares = checkpoint_name(jax.nn.softmax(scores).astype(value.dtype), SHARES)
+  attended = jnp.einsum("bgmls,bgsk->bgmlk", shares, value)
+  return attended.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
 
 
 def by_cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: None) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flamingo_jax.ops.attention import Mask, attention, dense
+from flamingo_jax.ops.products import product
 
 kernel_init = nn.initializers.lecun_normal
 
@@ -45,6 +46,7 @@ def linear(features: int | Sequence[int], axes: Sequence[str], *, dtype, name: s
     axis=tuple(range(-fold, 0)),
     use_bias=bias,
     dtype=dtype,
+    dot_general=product,
     kernel_init=nn.with_logical_partitioning(kernel_init(), tuple(axes)),
     bias_init=nn.with_logical_partitioning(nn.initializers.zeros, tuple(axes[fold:])),
     name=name,

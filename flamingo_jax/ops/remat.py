@@ -3,10 +3,15 @@
 import flax.linen as nn
 import jax
 
+PRODUCT, SHARES = "product", "shares"  # names of what linear maps gave, and of attention's softmax
+
+keep = jax.checkpoint_policies.save_only_these_names
+
 POLICIES = {
-  "none": None,  # keep what the gradient needs
+  "none": None,  # keep all that the gradient needs
+  "products": keep(PRODUCT, SHARES),  # compute norms, activations and positions again: half the memory of "none"
+  "dots": keep(PRODUCT),  # and attention too
   "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer's input only
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep what linear maps gave
 }
 
 

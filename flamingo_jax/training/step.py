@@ -123,13 +123,14 @@ def make_train_step(
     return gradients if placement is None else jax.lax.with_sharding_constraint(gradients, placement)
 
   def train_step(state: State, frozen: Parameters, batches: dict[str, dict[str, jax.Array]]):
-    total, gradients = jnp.zeros(()), placed(jax.tree.map(jnp.zeros_like, state.trainable))
+    total, gradients = jnp.zeros(()), None
     metrics = {"tokens": sum((batch["segments"] > 0).sum() for batch in batches.values())}
     for name, batch in batches.items():
       # The barrier puts streams one after another: side by side they would hold all their activations at once.
       trainable, gradients = jax.lax.optimization_barrier((state.trainable, gradients))
       (value, parts), gradient = jax.value_and_grad(stream_loss, has_aux=True)(trainable, frozen, batch, weights[name])
-      total, gradients = total + value, placed(jax.tree.map(jnp.add, gradients, gradient))
+      gradients = placed(gradient if gradients is None else jax.tree.map(jnp.add, gradients, gradient))
+      total += value
       metrics |= {f"{part}/{name}": number for part, number in parts.items()}
     updates, slots = optimizer.update(gradients, state.optimizer_state, state.trainable)
     metrics |= {

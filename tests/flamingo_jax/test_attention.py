@@ -217,7 +217,8 @@ def test_cudnn_is_asked_for_the_same_attention_in_lengths_that_it_takes(monkeypa
 
   on(monkeypatch, "gpu")
   monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-  np.testing.assert_array_equal(attention(*heads, mask, implementation="cudnn"), expected)
+  found = attention(*heads, mask, implementation="cudnn")
+  np.testing.assert_allclose(*(np.asarray(heads, np.float32) for heads in (found, expected)), rtol=2e-2, atol=2e-2)
   assert asked == ["cudnn"]
 
 
