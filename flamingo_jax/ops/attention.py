@@ -122,16 +122,18 @@ def by_xla(query: Array, key: Array, value: Array, mask: Mask | None, bias: Arra
   """The reference: scores and shares of all pairs are held in memory; heads come before places, as products want it."""
   groups, width = key.shape[2:]
   rows, length, heads = query.shape[:3]
-  query = query.reshape(rows, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+  of_groups = query.reshape(rows, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+  of_groups = of_groups.reshape(rows, groups, -1, width)  # the queries of all heads that read the same keys
   key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
-  scores = jnp.einsum("bgmlk,bgsk->bgmls", query, key, preferred_element_type=jnp.float32) * width**-0.5
+  scores = jnp.einsum("bgqk,bgsk->bgqs", of_groups, key, preferred_element_type=jnp.float32) * width**-0.5
+  scores = scores.reshape(rows, heads, length, -1)
   if bias is not None:
-    scores += bias.reshape(scores.shape)
+    scores += bias
   if mask is not None:
-    scores = jnp.where(dense(mask)[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    scores = jnp.where(dense(mask)[:, None], scores, jnp.finfo(scores.dtype).min)
   shares = checkpoint_name(jax.nn.softmax(scores).astype(value.dtype), SHARES)
-  attended = jnp.einsum("bgmls,bgsk->bgmlk", shares, value)
-  return attended.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
+  attended = jnp.einsum("bgqs,bgsk->bgqk", shares.reshape(*of_groups.shape[:3], -1), value)
+  return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
 
 
 def by_cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: None) -> Array:
