@@ -142,12 +142,13 @@ def make_batch(tokens: np.ndarray, weights: np.ndarray, media: np.ndarray, image
 def measure(
   settings: dict, config: FlamingoConfig, parameters: Parameters, batch: dict, steps: int, warmup: int
 ) -> dict[str, object]:
-  """Runs the step and describes what it took."""
+  """Runs the step and describes what it took; takes the parameters out of their dict."""
   rate = optax.constant_schedule(settings["lr"])
   adam = OptimizerConfig(weight_decay=settings["weight_decay"], no_decay=("^resampler/",))
   optimizer = make_optimizer(adam, rate)
-  trainable = {path: jnp.asarray(p, jnp.float32) for path, p in parameters.items() if is_trainable(path, TRAINABLE)}
-  frozen = {path: jnp.asarray(p, config.dtype) for path, p in parameters.items() if path not in trainable}
+  trained = [path for path in parameters if is_trainable(path, TRAINABLE)]
+  trainable = {path: jnp.array(parameters.pop(path), jnp.float32) for path in trained}  # none is held twice
+  frozen = {path: jnp.asarray(parameters.pop(path), config.dtype) for path in list(parameters)}
   state = State(jnp.zeros((), jnp.int32), trainable, jax.jit(optimizer.init)(trainable))
   step = jax.jit(make_train_step(flamingo_objective(config), optimizer, rate, {"pages": 1.0}), donate_argnums=0)
   batches = {"pages": jax.device_put(batch)}
@@ -172,7 +173,7 @@ def measure(
     tokens_per_s=round(batch["tokens"].size / step_seconds, 1),
     compile_s=round(compile_seconds, 1),
     trainable=sum(int(p.size) for p in trainable.values()),
-    parameters=sum(int(p.size) for p in parameters.values()),
+    parameters=sum(int(p.size) for p in (trainable | frozen).values()),
     peak_rss_train_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     matmul_peak_gflops=round(matmul_peak(config.dtype) / 1e9, 1),
     losses=losses[:12],
