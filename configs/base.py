@@ -39,7 +39,7 @@ def training() -> dict:
 
 
 def stream(**changes) -> dict:
-  """One stream of records; `source` and `layout` have no default."""
+  """One stream of records; `source`, one folder or a tuple of several, and `layout` have no default."""
   defaults = dict(
     medium="image",  # or "video", or "features": what `flamingo data features` made of either
     weight=1.0,  # of this stream's loss in the sum
@@ -47,13 +47,15 @@ def stream(**changes) -> dict:
     length=256,  # L, tokens
     media=1,  # N, media slots a row; of a packed row, the most pairs it may hold
     frames=1,  # F, frames a slot
-    frames_per_second=1.0,
+    frames_per_second=1.0,  # 0: spread evenly over the clip
     pack=False,  # pairs: as many of them in a row as it has room for
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
     labels="text",  # what is learnt: all text; or "chunks": as OpenFlamingo, only from an image to its <EOC>
     flip=False,  # left-right flips; off where pictures show text
     colour=0.0,  # strength of the colour jitter, 0 to 1
     crop=1.0,  # images: the smallest share of each side that a random crop keeps; 1: no crop
+    shares=(),  # of several sources, how many rows each gives in its turn; empty: one each
+    maximum_skipped=0.01,  # share of records with something unusable above which a run stops
   )
   return defaults | changes
 

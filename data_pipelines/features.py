@@ -48,8 +48,8 @@ def encode_fault(cause: str) -> bytes:
   return cause.encode()
 
 
-def decode_features(encoded: bytes, info: FeaturesInfo) -> tuple[np.ndarray, np.ndarray]:
-  """A medium's features [F, S, V], zero where a frame does not exist, and which do, bool [F].
+def decode_features(encoded: bytes, info: FeaturesInfo) -> np.ndarray:
+  """A medium's features [n, S, V], of the frames that it has.
 
   Raises:
     MediaError: with the cause for which the medium could not be decoded, or `bad_record` when these are no features.
@@ -62,11 +62,10 @@ def decode_features(encoded: bytes, info: FeaturesInfo) -> tuple[np.ndarray, np.
     stored = np.frombuffer(tensor["data"], STORED_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
   except (SafetensorError, ValueError, KeyError) as error:
     raise MediaError("bad_record", f"no features: {error}") from error
-  if stored.dtype != DTYPES[info.dtype] or stored.shape[1:] != (info.positions, info.width):
+  fits = stored.dtype == DTYPES[info.dtype] and stored.shape[1:] == (info.positions, info.width)
+  if not fits or len(stored) > info.frames:
     raise MediaError("bad_record", f"features are {stored.dtype} {stored.shape}")
-  features = np.zeros((info.frames, info.positions, info.width), stored.dtype)
-  features[: len(stored)] = stored
-  return features, np.arange(info.frames) < len(stored)
+  return stored
 
 
 def check_manifest(name: str, medium: str, frames: int, directory: pathlib.Path, manifest: Mapping) -> list[str]:

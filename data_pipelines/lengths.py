@@ -13,7 +13,7 @@ from data_pipelines.shards import Shards, write_durably
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
 
-RULES_VERSION = 1  # of what is counted; other rules count anew
+RULES_VERSION = 2  # of what is counted; other rules count anew
 CHUNK = 1024  # records whose texts are held and tokenized at once
 
 

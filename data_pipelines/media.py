@@ -1,18 +1,23 @@
-"""Encoded bytes to pixels: pictures by Pillow, videos by PyAV. Everything that is wrong with them has a name."""
+"""Encoded pictures to pixels, and what is done to these. Everything that is wrong with a medium has a name."""
 
 import dataclasses
-import functools
 import io
 import struct
 import zlib
 
-import av
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
-# 50 megapixels: what a picture may claim in its header before anything of it is decoded.
+# 50 megapixels: what a picture or a frame may claim in its header before anything of it is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
-PADDING = (128, 128, 128)  # the mean value after normalization to -1..1
+# What Pillow opens; some of its other formats run programs.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF")
+JPEG_START, EXIF = b"\xff\xd8\xff", b"Exif\0\0"
+PADDING = 128  # of all colours: the mean value after normalization to -1..1
+
+cv2.setNumThreads(1)  # pictures are spread over threads already
 
 # All that Pillow's decoders are known to raise on a damaged file.
 DECODE_ERRORS = (
@@ -20,14 +25,25 @@ DECODE_ERRORS = (
   SyntaxError,
   ValueError,
   EOFError,
-  IndexError,
+  LookupError,
   TypeError,
-  OverflowError,
+  AttributeError,
+  AssertionError,
+  ArithmeticError,
+  RuntimeError,
   struct.error,
   zlib.error,
 )
 
-CAUSES = ("broken_image", "broken_video", "empty_video", "empty_text", "bad_record")
+CAUSES = (
+  "broken_image",
+  "too_large",  # a picture or video of more pixels than are decoded
+  "broken_video",
+  "empty_video",
+  "empty_text",
+  "bad_record",  # it is none, or lacks what its stream needs
+  "damaged_shard",  # it cannot be read at all
+)
 
 
 class MediaError(Exception):
@@ -35,7 +51,7 @@ class MediaError(Exception):
 
   def __init__(self, cause: str, detail: str):
     super().__init__(f"{cause}: {detail}")
-    self.cause = cause
+    self.cause, self.detail = cause, detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,23 +68,74 @@ class Crop:
     left, upper = int(self.x * (width - kept[0] + 1)), int(self.y * (height - kept[1] + 1))
     return left, upper, left + kept[0], upper + kept[1]
 
+  def of(self, pixels: np.ndarray) -> np.ndarray:
+    """The part itself, of [H, W, 3]."""
+    left, upper, right, lower = self.box(pixels.shape[1], pixels.shape[0])
+    return pixels[upper:lower, left:right]
 
-def decode_image(encoded: bytes, size: int, crop: Crop | None = None) -> np.ndarray:
-  """A picture of any format as uint8 [size, size, 3]: aspect kept, transparency on white, padded with the mean.
+
+def decode_image(encoded: bytes, size: int) -> np.ndarray:
+  """A picture of any of FORMATS as uint8 [size, size, 3]: `read_image`, padded with the mean."""
+  return pad(read_image(encoded, size), size)
+
+
+def read_image(encoded: bytes, size: int, crop: Crop | None = None) -> np.ndarray:
+  """A picture as uint8 [H, W, 3]: aspect kept, the longer side `size`, transparency on white.
+
+  It is decoded at the smallest fraction of its size that is not below what is kept of it, then scaled linearly.
 
   Raises:
-    MediaError: `broken_image` if it is truncated, of no known format, or claims too many pixels.
+    MediaError: `broken_image` if it is truncated or of no known format, `too_large` if it claims too many pixels.
   """
+  least = size if crop is None else size / crop.side
+  pixels = read_plain_jpeg(encoded, least)
+  if pixels is None:
+    pixels = read_any(encoded, least)
+  return scale(pixels if crop is None else crop.of(pixels), size)
+
+
+def read_plain_jpeg(encoded: bytes, least: float) -> np.ndarray | None:
+  """Nearly every JPEG, in half of Pillow's time: uint8 [H, W, 3], its longer side not below `least` if it was not.
+
+  None: it is something else, or turned, or not for an RGB screen, or damaged, and for Pillow to judge.
+  """
+  if not encoded.startswith(JPEG_START) or EXIF in encoded:
+    return None
   try:
-    with Image.open(io.BytesIO(encoded)) as image:
-      if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow refuses twice as many, and warns of these
-        raise ValueError(f"{image.width} x {image.height} pixels; at most {Image.MAX_IMAGE_PIXELS} are decoded")
-      if crop is None:
-        image.draft("RGB", (size, size))  # a JPEG decodes at the nearest larger fraction of its size
-      upright = flatten(ImageOps.exif_transpose(image))
-      return fit(upright if crop is None else upright.crop(crop.box(*upright.size)), size)
-  except (*DECODE_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    if colours not in ("YCbCr", "Gray"):
+      return None
+    check_pixels(width, height)
+    columns, rows = fitted(width, height, least)
+    # Other fractions exist, but are slower than these.
+    fraction = next((part for part in (8, 4, 2) if columns * part <= width and rows * part <= height), 1)
+    return simplejpeg.decode_jpeg(encoded, min_width=-(-width // fraction), min_height=-(-height // fraction))
+  except ValueError:
+    return None
+
+
+def read_any(encoded: bytes, least: float) -> np.ndarray:
+  """The same for any picture that Pillow opens."""
+  try:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+      check_pixels(*image.size)
+      image.draft("RGB", fitted(*image.size, least))
+      if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+      upright = flatten(image)
+      width, height = fitted(*upright.size, least)
+      fraction = min(upright.width // width, upright.height // height)
+      return np.asarray(upright.reduce(fraction) if fraction > 1 else upright)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    raise MediaError("too_large", str(error)) from error
+  except DECODE_ERRORS as error:
     raise MediaError("broken_image", str(error)) from error
+
+
+def check_pixels(width: int, height: int) -> None:
+  """Raises MediaError `too_large`. Pillow itself refuses twice as many, and warns of these."""
+  if width * height > Image.MAX_IMAGE_PIXELS:
+    raise MediaError("too_large", f"{width} x {height} pixels; at most {Image.MAX_IMAGE_PIXELS} are decoded")
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -82,70 +149,51 @@ def flatten(image: Image.Image) -> Image.Image:
   return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> np.ndarray:
-  """Scales the longer side to `size` and pads the shorter one on both sides."""
-  return np.asarray(ImageOps.pad(image, (size, size), Image.Resampling.BILINEAR, color=PADDING))
+def fitted(width: int, height: int, size: float) -> tuple[int, int]:
+  """Width and height after the longer side has become `size`."""
+  longer = max(width, height)
+  return max(round(width * size / longer), 1), max(round(height * size / longer), 1)
 
 
-def decode_clip(
-  encoded: bytes, size: int, *, frames: int, per_second: float, span: tuple[float, float], start: float
-) -> tuple[np.ndarray, np.ndarray]:
-  """Frames of a video at a fixed rate; a clip too short for all of them is masked, not repeated.
+def scale(pixels: np.ndarray, size: int) -> np.ndarray:
+  """The longer side to `size`, uint8 [H, W, 3] to the same, linearly."""
+  height, width, _ = pixels.shape
+  return cv2.resize(pixels, fitted(width, height, size), interpolation=cv2.INTER_LINEAR)
 
-  Args:
-    encoded: the file.
-    size: of the square that frames are fitted into, pixels.
-    frames: F.
-    per_second: how many frames a second of video.
-    span: the part of the file to draw from, seconds; an end of infinity is the file's own.
-    start: in [0, 1), where the clip starts among all its possible places.
 
-  Returns:
-    uint8 [F, size, size, 3], and bool [F]: which frames exist.
+def pad(pictures: np.ndarray, size: int) -> np.ndarray:
+  """uint8 [..., H, W, 3] in the middle of [..., size, size, 3], with the mean around."""
+  padded = np.empty((*pictures.shape[:-3], size, size, 3), np.uint8)
+  pad_into(padded, pictures)
+  return padded
 
-  Raises:
-    MediaError: `broken_video` if the file is no video or ends within a frame, `empty_video` if the span has no frame.
+
+def pad_into(padded: np.ndarray, pictures: np.ndarray) -> None:
+  """The same, written to `padded`."""
+  size, (height, width) = padded.shape[-2], pictures.shape[-3:-1]
+  top, left = (size - height) // 2, (size - width) // 2
+  padded[...] = PADDING
+  padded[..., top : top + height, left : left + width, :] = pictures
+
+
+def jitter(pictures: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+  """Other colours, the same for all frames: uint8 [F, H, W, 3] to the same; factors of 1 change nothing.
+
+  One linear map: times the brightness, away from the mean by the contrast, from gray by the saturation.
   """
-  times, pictures = decode_video(encoded, size)
-  inside = [at for at in range(len(times)) if span[0] <= times[at] < span[1]]
-  if not inside:
-    raise MediaError("empty_video", f"no frame between {span[0]:.2f} and {span[1]:.2f} s of {times[-1]:.2f} s")
-  first, last = times[inside[0]], times[inside[-1]]
-  begin = first + start * max(last - first - (frames - 1) / per_second, 0.0)
-  wanted = begin + np.arange(frames) / per_second
-  exists = wanted <= last + 0.5 / per_second
-  nearest = [inside[int(np.abs(times[inside] - time).argmin())] for time in wanted]
-  clip = pictures[nearest]
-  clip[~exists] = 0
-  return clip, exists
+  tall = one_below_the_other(pictures)
+  others = brightness * contrast * (1 - saturation) / 3  # of a colour that becomes another
+  own = brightness * contrast * saturation + others
+  shift = brightness * (1 - contrast) * sum(cv2.mean(tall)) / 3
+  matrix = [[own, others, others, shift], [others, own, others, shift], [others, others, own, shift]]
+  return cv2.transform(tall, np.array(matrix, np.float32)).reshape(pictures.shape)
 
 
-@functools.lru_cache(maxsize=16)
-def decode_video(encoded: bytes, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """All frames of a short video: times float64 [T] in seconds and pictures uint8 [T, size, size, 3]."""
-  times, pictures = [], []
-  try:
-    with av.open(io.BytesIO(encoded)) as container:
-      if not container.streams.video:
-        raise MediaError("broken_video", "no video stream")
-      for packet in container.demux(video=0):
-        if packet.is_corrupt:  # cut off; it would decode to a frame with holes, and the film would just be shorter
-          raise MediaError("broken_video", f"it ends within a frame, after {len(times)} frames")
-        for frame in packet.decode():
-          times.append(float(frame.time or 0.0))
-          pictures.append(fit(frame.to_image(), size))
-  except (av.FFmpegError, ValueError) as error:
-    raise MediaError("broken_video", str(error)) from error
-  if not times:
-    raise MediaError("empty_video", "no frame at all")
-  return np.asarray(times), np.stack(pictures)
+def flip(pictures: np.ndarray) -> np.ndarray:
+  """Left to right, uint8 [F, H, W, 3]."""
+  return cv2.flip(one_below_the_other(pictures), 1).reshape(pictures.shape)
 
 
-def jitter(pictures: np.ndarray, strength: float, random: np.random.Generator) -> np.ndarray:
-  """Random brightness, contrast and saturation, the same for all frames: uint8 [F, H, W, 3] to the same."""
-  brightness, contrast, saturation = 1 + strength * random.uniform(-1, 1, 3)
-  values = pictures.astype(np.float32) * brightness
-  mean = values.mean()
-  values = mean + (values - mean) * contrast
-  gray = values.mean(axis=-1, keepdims=True)
-  return np.clip(gray + (values - gray) * saturation, 0, 255).astype(np.uint8)
+def one_below_the_other(pictures: np.ndarray) -> np.ndarray:
+  """[F, H, W, 3] as one picture [F H, W, 3]."""
+  return pictures.reshape(-1, *pictures.shape[2:])

@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow as tf
+
+from data_pipelines.randomness import shuffled
 
 NOBODY = -1  # in the place of a record or a length: the row has no pair there
 
@@ -42,18 +43,23 @@ class Plan:
     """Of an epoch."""
     return int(self.ends[-1])
 
-  def places(self, row: tf.Tensor, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """The pairs in a row of an epoch: where they stand in `order`, int64 [N], or NOBODY."""
-    kind = tf.searchsorted(self.ends, [row], side="right")[0]
-    lengths = tf.gather(self.kinds, kind)
-    repetition = row - tf.gather(np.concatenate([[0], self.ends]), kind)
-    number = tf.gather(self.first, kind) + repetition * tf.gather(self.stride, kind)
-    known = tf.maximum(lengths, 0)
-    count = tf.gather(self.counts, known)
-    keys = tf.stack([tf.fill(tf.shape(known), tf.cast(key, tf.int64)) for key in (seed, epoch)] + [known], axis=1)
-    dealt = tf.raw_ops.RandomIndexShuffle(index=number, seed=keys, max_index=tf.maximum(count - 1, 0), rounds=4)
-    shorter = tf.gather(np.cumsum(self.counts) - self.counts, known)
-    return tf.where(lengths == NOBODY, tf.cast(NOBODY, tf.int64), shorter + dealt)
+  def places(self, rows: np.ndarray, seed: int, epoch: np.ndarray) -> np.ndarray:
+    """The pairs in rows of an epoch: where they stand in `order`, int64 [B, N], or NOBODY.
+
+    Args:
+      rows: int64 [B], their numbers in the epoch.
+      seed: of the stream.
+      epoch: int64 [B], whose order is meant.
+    """
+    kinds = np.searchsorted(self.ends, rows, side="right")
+    lengths = self.kinds[kinds]
+    repetitions = rows - np.concatenate([[0], self.ends])[kinds]
+    numbers = self.first[kinds] + repetitions[:, None] * self.stride[kinds]
+    known = np.maximum(lengths, 0)
+    # One permutation for every length of every epoch.
+    dealt = shuffled(numbers, np.maximum(self.counts[known], 1), seed, epoch[:, None] * len(self.counts) + known)
+    shorter = np.cumsum(self.counts) - self.counts
+    return np.where(lengths == NOBODY, NOBODY, shorter[known] + dealt)
 
 
 def make_plan(lengths: np.ndarray, length: int, slots: int) -> Plan:

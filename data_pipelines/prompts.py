@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 
-from data_pipelines.media import MediaError, decode_clip, decode_image
-from data_pipelines.sequences import NOT_A_MARKER, finish_row
+from data_pipelines.clips import decode_clip
+from data_pipelines.media import MediaError, decode_image
+from data_pipelines.sequences import make_row
 from data_pipelines.stream import Batch
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -30,13 +31,11 @@ def prompt_batch(
   Raises:
     UserError: markers and files do not match, or a file cannot be read.
   """
-  tokens, marks = [tokenizer.bos], [NOT_A_MARKER]
+  tokens = [tokenizer.bos]
+  special = {"<image>": [tokenizer.image], "<EOC>": [tokenizer.end_of_chunk]}
   for piece in re.split("(<image>|<EOC>)", text):
-    special = {"<image>": [tokenizer.image], "<EOC>": [tokenizer.end_of_chunk]}
-    added = special.get(piece) or tokenizer.encode(piece)
-    marks += [sum(mark != NOT_A_MARKER for mark in marks) if piece == "<image>" else NOT_A_MARKER] * len(added)
-    tokens += added
-  row = finish_row(tokens, marks, see_next=False)
+    tokens += special.get(piece) or tokenizer.encode(piece)
+  row = make_row(tokens, tokenizer, see_next=False)
   if len(row.media) != len(files):
     raise UserError(
       f"The prompt has {len(row.media)} <image> markers, but {len(files)} files were given: one for each."

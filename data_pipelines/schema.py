@@ -5,6 +5,7 @@ so any tool that knows TFDS can read the shards.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -60,9 +61,9 @@ class Example:
 
 
 def serialize(example: Example) -> bytes:
-  """The record's bytes. Raises UnicodeEncodeError on text that is not Unicode (a lone surrogate)."""
+  """The record's bytes, the same in every process. Raises UnicodeEncodeError on a lone surrogate in a text."""
   clip = [example.clip_start] if example.clip_end is None else [example.clip_start, example.clip_end]
-  return FEATURES.serialize_example(
+  record = FEATURES.serialize_example(
     {
       "texts": [text.encode() for text in example.texts],
       "media": list(example.media),
@@ -71,24 +72,45 @@ def serialize(example: Example) -> bytes:
       "clip_microseconds": [round(second * 1e6) for second in clip],
     }
   )
+  # The fields of a tf.train.Example are a map, whose order in the bytes is left to chance unless it is asked for.
+  return tf.train.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 def parse(record: bytes) -> Example:
   """The Example of a record's bytes. Raises UserError when they are not a record of this schema."""
   try:
-    fields = FEATURES.deserialize_example_np(record)
-    clip = [int(microseconds) / 1e6 for microseconds in fields["clip_microseconds"]]
+    fields = tf.train.Example.FromString(record).features.feature
+    clip = [microseconds / 1e6 for microseconds in values(fields, "clip_microseconds", "int64_list")]
     start, end = clip if len(clip) == 2 else (*clip, None)
     return Example(
-      texts=tuple(text.decode() for text in fields["texts"]),
-      media=tuple(fields["media"]),
-      source=fields["source"].decode(),
-      license=fields["license"].decode(),
+      texts=tuple(text.decode() for text in values(fields, "texts", "bytes_list")),
+      media=tuple(values(fields, "media", "bytes_list")),
+      source=one(fields, "source").decode(),
+      license=one(fields, "license").decode(),
       clip_start=start,
       clip_end=end,
     )
-  except (message.DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (message.DecodeError, ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"a record of {len(record)} bytes is not an Example of schema version {SCHEMA_VERSION}: {error}\n"
       "Build the shards again with this version of data_pipelines."
     ) from error
+
+
+def values(fields: Mapping[str, tf.train.Feature], name: str, kind: str) -> Sequence:
+  """What a field holds. Raises KeyError when there is none, ValueError when it is of another kind."""
+  if name not in fields:  # protobuf would make one
+    raise KeyError(name)
+  field = fields[name]
+  found = field.WhichOneof("kind")
+  if found not in (kind, None):  # None: an empty list
+    raise ValueError(f"{name} is a {found}, not a {kind}")
+  return getattr(field, kind).value
+
+
+def one(fields: Mapping[str, tf.train.Feature], name: str) -> bytes:
+  """The only value of a field. Raises as `values` does, and ValueError when there are none or more."""
+  found = values(fields, name, "bytes_list")
+  if len(found) != 1:
+    raise ValueError(f"{name} has {len(found)} values, not one")
+  return found[0]

@@ -30,7 +30,6 @@ class Row:
   media: tuple[int, ...]
 
 
-NOT_A_MARKER = -1
 PAIR_MARKERS = 4  # tokens of a pair beside its caption
 
 
@@ -41,10 +40,8 @@ def pair_text(texts: Sequence[str]) -> str:
 
 def pair_row(caption: Sequence[int], tokenizer: Tokenizer, length: int) -> Row:
   """`<BOS><image>caption<EOC><EOS>`; a caption too long is cut before its `<EOC>`, which then is missing."""
-  tokens = [tokenizer.bos, tokenizer.image, *caption, tokenizer.end_of_chunk, tokenizer.eos][:length]
-  marks = [NOT_A_MARKER] * len(tokens)
-  marks[1] = 0
-  return finish_row(tokens, marks, see_next=False)
+  tokens = [tokenizer.bos, tokenizer.image, *caption, tokenizer.end_of_chunk, tokenizer.eos]
+  return make_row(tokens[:length], tokenizer, see_next=False)
 
 
 def page_row(
@@ -66,50 +63,60 @@ def page_row(
     start: in [0, 1), where the window starts among all its possible places.
     see_next: whether tokens attend to the next medium rather than to the previous one.
   """
-  tokens, marks = document(chunks, tokenizer)
+  tokens = document(chunks, tokenizer)
   first = int(start * (max(len(tokens) - (length - 1), 0) + 1))
-  tokens, marks = tokens[first : first + length - 1], marks[first : first + length - 1]
-  tokens, marks = keep_media(tokens, marks, slots, tokenizer)
-  return finish_row([tokenizer.bos, *tokens], [NOT_A_MARKER, *marks], see_next=see_next)
+  passed = tokens[:first].count(tokenizer.image)
+  row = make_row([tokenizer.bos, *tokens[first : first + length - 1]], tokenizer, see_next=see_next, passed=passed)
+  return keep_media(row, slots, tokenizer)
 
 
-def document(chunks: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-  """A whole page as tokens, and for each token the medium it marks or NOT_A_MARKER.
+def document(chunks: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[int]:
+  """A whole page as tokens.
 
   `<EOC>` stands before every image, the first too when text precedes it, and at the document's end.
   """
-  tokens: list[int] = []
-  marks: list[int] = []
-  for medium, chunk in enumerate(chunks):
-    tokens += chunk
-    last = medium == len(chunks) - 1
-    if tokens or last:
-      tokens.append(tokenizer.end_of_chunk)
-    marks += [NOT_A_MARKER] * (len(tokens) - len(marks))
-    if not last:
-      tokens.append(tokenizer.image)
-      marks.append(medium)
-  return tokens, marks
+  tokens = list(chunks[0])
+  for chunk in chunks[1:]:
+    tokens += [tokenizer.end_of_chunk] * bool(tokens) + [tokenizer.image, *chunk]
+  return [*tokens, tokenizer.end_of_chunk]
 
 
-def keep_media(tokens: list[int], marks: list[int], slots: int, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-  """Drops the markers beyond the first `slots`, each with the `<EOC>` that it brought."""
-  places = [place for place, mark in enumerate(marks) if mark != NOT_A_MARKER][slots:]
-  dropped = set(places) | {place - 1 for place in places if place and tokens[place - 1] == tokenizer.end_of_chunk}
-  kept = [place for place in range(len(tokens)) if place not in dropped]
-  return [tokens[place] for place in kept], [marks[place] for place in kept]
+def make_row(tokens: Sequence[int], tokenizer: Tokenizer, *, see_next: bool, passed: int = 0) -> Row:
+  """Numbers the media by their place, and says what each token sees and whether it is learnt.
 
-
-def finish_row(tokens: Sequence[int], marks: Sequence[int], *, see_next: bool) -> Row:
-  """Numbers the media by their place, and says what each token sees and whether it is learnt."""
-  marker = np.asarray(marks) != NOT_A_MARKER
+  Args:
+    tokens: from <BOS> on. No text encodes to the id of `<image>`, so each of these is a marker.
+    tokenizer: gives that id.
+    see_next: which phi.
+    passed: how many of the record's media stand before these tokens.
+  """
+  tokens = np.asarray(tokens, np.int32)
+  marker = tokens == tokenizer.image
   weights = text_weights(marker, np.ones_like(marker))
   weights[0] = 0
   return Row(
-    tokens=np.asarray(tokens, np.int32),
+    tokens=tokens,
     loss_weights=weights,
     media_index=next_media(marker) if see_next else previous_media(marker),
-    media=tuple(mark for mark in marks if mark != NOT_A_MARKER),
+    media=tuple(range(passed, passed + int(marker.sum()))),
+  )
+
+
+def keep_media(row: Row, slots: int, tokenizer: Tokenizer) -> Row:
+  """Discards the media beyond the first `slots`, their markers, and the `<EOC>` that each of these brought.
+
+  Text that saw one of them now sees none, as where a window cuts a marker off: it is not about the image before.
+  """
+  if len(row.media) <= slots:
+    return row
+  places = np.flatnonzero(row.tokens == tokenizer.image)[slots:]
+  before = places - 1
+  dropped = np.union1d(places, before[row.tokens[before] == tokenizer.end_of_chunk])
+  return Row(
+    tokens=np.delete(row.tokens, dropped),
+    loss_weights=np.delete(row.loss_weights, dropped),
+    media_index=np.delete(np.where(row.media_index < slots, row.media_index, -1), dropped),
+    media=row.media[:slots],
   )
 
 

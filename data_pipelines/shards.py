@@ -3,6 +3,7 @@
 import bisect
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -87,16 +88,27 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
   return manifest
 
 
-def open_shards(directory: pathlib.Path) -> "Shards":
-  """Opens a stream for reading. Raises UserError for whatever is missing or not what the manifest says."""
+def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
+  """Opens a stream for reading.
+
+  Args:
+    directory: where it lies.
+    tolerated: the share of its records that may be in files that are missing, cut short or damaged as a whole. They
+      keep their numbers, and reading one of them says what is wrong with its file.
+
+  Raises UserError for whatever else is missing or not what the manifest says.
+  """
   directory = pathlib.Path(directory)
   manifest = read_manifest(directory)
   try:
-    shards = [_Shard(directory / entry["file"], entry["records"], entry["bytes"]) for entry in manifest["shards"]]
+    shards = [_open_shard(directory / entry["file"], entry["records"], entry["bytes"]) for entry in manifest["shards"]]
     hashes = [entry["sha256"] for entry in manifest["shards"]]
     records = manifest["records"]
   except (KeyError, TypeError) as error:
     raise UserError(f"{directory / MANIFEST} lacks {error}. Build the stream again.") from error
+  lost = [shard for shard in shards if isinstance(shard, _LostShard)]
+  if sum(shard.records for shard in lost) > tolerated * records:
+    raise UserError("\n".join(shard.fault for shard in lost))
   if sum(shard.records for shard in shards) != records:
     raise UserError(
       f"{directory / MANIFEST}: its shards hold {sum(shard.records for shard in shards)} records, "
@@ -114,7 +126,13 @@ class Shards:
     content_hash: sha256 in hex over the shards' own; equal for equal records in equal order.
   """
 
-  def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], shards: list["_Shard"], content_hash: str):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    manifest: dict[str, Any],
+    shards: "list[_Shard | _LostShard]",
+    content_hash: str,
+  ):
     self.directory = directory
     self.manifest = manifest
     self.content_hash = content_hash
@@ -126,10 +144,19 @@ class Shards:
 
   def __getitem__(self, index: int) -> bytes:
     """The bytes of record `index`. Raises IndexError outside the stream, UserError when the record is damaged."""
+    shard, inner = self._locate(index)
+    return shard.read(inner)
+
+  def where(self, index: int) -> tuple[str, int]:
+    """The path of the file that holds a record, and its number in that file. Raises IndexError."""
+    shard, inner = self._locate(index)
+    return str(shard.path), inner
+
+  def _locate(self, index: int) -> "tuple[_Shard | _LostShard, int]":
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of a stream of {len(self)}")
     shard = bisect.bisect_right(self._ends, index)
-    return self._shards[shard].read(index - (self._ends[shard - 1] if shard else 0))
+    return self._shards[shard], index - (self._ends[shard - 1] if shard else 0)
 
 
 class _Shard:
@@ -162,6 +189,25 @@ class _Shard:
       ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _LostShard:
+  """A file that cannot be opened, in the place of its records."""
+
+  path: pathlib.Path
+  records: int
+  fault: str
+
+  def read(self, index: int) -> bytes:
+    raise UserError(self.fault)
+
+
+def _open_shard(path: pathlib.Path, records: int, size: int) -> "_Shard | _LostShard":
+  try:
+    return _Shard(path, records, size)
+  except UserError as error:
+    return _LostShard(path, records, str(error))
+
+
 def _write_records(
   folder: pathlib.Path, examples: Iterator[Example], name: str, records_per_shard: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -171,7 +217,7 @@ def _write_records(
   counts = []
   while (first := next(examples, None)) is not None:
     count = 0
-    with _record_writer(folder / f"{len(counts):05d}") as writer:
+    with record_writer(folder / f"{len(counts):05d}") as writer:
       for example in itertools.chain([first], itertools.islice(examples, records_per_shard - 1)):
         writer(serialize(example))
         count += 1
@@ -183,7 +229,7 @@ def _write_records(
   shards = []
   for index, count in enumerate(counts):  # only now is it known how many there are
     path = (folder / f"{index:05d}").rename(folder / f"{name}-{index:05d}-of-{len(counts):05d}.array_record")
-    shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": _sha256(path)})
+    shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size, "sha256": file_sha256(path)})
   return shards, {
     "records": records,
     "media": media,
@@ -193,7 +239,7 @@ def _write_records(
 
 
 @contextlib.contextmanager
-def _record_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+def record_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
   """Lends a function that appends one record. Raises OSError when the disk refuses, which ArrayRecord does not."""
   writer = array_record.ArrayRecordWriter(str(path), WRITER_OPTIONS)
 
@@ -211,7 +257,7 @@ def _record_writer(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
     os.fsync(file.fileno())
 
 
-def _sha256(path: pathlib.Path) -> str:
+def file_sha256(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,39 +1,47 @@
 """A stream: from stored records to an endless sequence of batches, where batch s is a function of (seed, s) alone.
 
-Record positions count up forever; position p is place p mod n of epoch p div n, and each epoch is a seeded permutation
-computed in O(1). Randomness of windows and augmentation is keyed by (seed, position). Nothing has to be saved to
-resume, and a host reads its own rows of the global batch without knowing how many other hosts there are.
+Row positions count up forever. The schedule (data_pipelines/sources.py) says which source stands at a position, and for
+which time; time t of a source is place t mod n of its epoch t div n, and each epoch is a seeded permutation computed in
+O(1). Randomness of windows and augmentation is keyed by (seed, position, slot). Nothing has to be saved to resume, and
+a host reads its own rows of the global batch without knowing how many other hosts there are.
 
-A packed stream is the same with rows in the place of records: its plan (data_pipelines/packing.py) makes every epoch of
-equally many rows.
+A packed stream is the same with rows in the place of records: the plan of each source (data_pipelines/packing.py) makes
+every epoch of equally many rows.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from data_pipelines.clips import read_clip
+from data_pipelines.faults import Fault, encode_faults
 from data_pipelines.features import DTYPES, FeaturesInfo, decode_features, features_info
 from data_pipelines.lengths import pair_lengths
-from data_pipelines.media import CAUSES, Crop, MediaError, decode_clip, decode_image, jitter
+from data_pipelines.media import Crop, MediaError, flip, jitter, pad_into, read_image
 from data_pipelines.packing import NOBODY, Plan, make_plan
+from data_pipelines.randomness import draw, shuffled
 from data_pipelines.schema import Example, parse
 from data_pipelines.sequences import PAIR_MARKERS, Row, page_row, pair_row, pair_text
-from data_pipelines.shards import Shards
+from data_pipelines.sources import Schedule, Sources, make_schedule
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.ops.labels import chunk_weights
 
 Batch = dict[str, np.ndarray]
+AT_ONCE = 4  # rows that a thread takes
+LONGEST_CYCLE = 10_000  # turns of all sources
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
   """One stream: where its records lie, how they become rows, how much they weigh."""
 
-  source: str  # a folder with `train` and `heldout` shard folders
+  source: str | tuple[str, ...]  # a folder with `train` and `heldout` shard folders, or several of them
   layout: str  # "interleaved": pages; "pairs": a medium and its caption
   medium: str = "image"  # or "video", or "features": what `flamingo data features` made of either
   weight: float = 1.0  # of this stream's loss in the sum
@@ -41,13 +49,19 @@ class StreamConfig:
   length: int = 256  # L, tokens
   media: int = 1  # N, slots a row; of a packed row, the most pairs it may hold
   frames: int = 1  # F, frames a slot
-  frames_per_second: float = 1.0
+  frames_per_second: float = 1.0  # 0: spread evenly over the clip
   pack: bool = False  # pairs: as many of them in a row as it has room for
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
   labels: str = "text"  # what is learnt: "text": all of it; "chunks": as OpenFlamingo, from an image to its <EOC>
   flip: bool = False  # left-right flips; off where pictures show text
   colour: float = 0.0  # strength of the colour jitter, 0 to 1
   crop: float = 1.0  # images: the smallest share of each side that a random crop keeps; 1: no crop
+  shares: tuple[int, ...] = ()  # of several sources, how many rows each gives in its turn; empty: one each
+  maximum_skipped: float = 0.01  # share of records with something unusable above which a run stops
+
+  @property
+  def sources(self) -> tuple[str, ...]:
+    return (self.source,) if isinstance(self.source, str) else self.source
 
 
 def check_stream(name: str, config: StreamConfig) -> list[str]:
@@ -78,7 +92,22 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
     faults.append(f"streams.{name}.pack is True, but layout is {config.layout!r}; only 'pairs' are packed.")
   if config.weight < 0:
     faults.append(f"streams.{name}.weight is {config.weight}; it is not negative.")
-  return faults
+  if config.frames_per_second < 0:
+    faults.append(f"streams.{name}.frames_per_second is {config.frames_per_second}; it is not negative.")
+  if not 0 <= config.maximum_skipped <= 1:
+    faults.append(f"streams.{name}.maximum_skipped is {config.maximum_skipped}; it is a share, from 0 to 1.")
+  return faults + check_sources(name, config)
+
+
+def check_sources(name: str, config: StreamConfig) -> list[str]:
+  sources, shares = config.sources, config.shares
+  if not sources:
+    return [f"streams.{name}.source is empty; it names at least one folder."]
+  if shares and len(shares) != len(sources):
+    return [f"streams.{name}.shares has {len(shares)} numbers for {len(sources)} sources; there is one for each."]
+  if shares and (min(shares) < 1 or sum(shares) > LONGEST_CYCLE):
+    return [f"streams.{name}.shares is {shares}; each is at least 1, and all together at most {LONGEST_CYCLE}."]
+  return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,70 +115,121 @@ class Stream:
   """Records, and all that turns them into batches. `training` turns windows, p_next and augmentation random."""
 
   config: StreamConfig
-  shards: Shards
+  sources: Sources
   tokenizer: Tokenizer
   image_size: int
   seed: int
   training: bool
 
-  def batches(self, start: int = 0, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+  def batches(self, start: int = 0, *, host: int = 0, hosts: int = 1, threads: int | None = None) -> Iterator[Batch]:
     """Batches start, start + 1, ...: this host's rows of each, as numpy arrays (docs/batch.md).
+
+    Args:
+      start: the first step.
+      host: which part of each batch to read.
+      hosts: of how many parts.
+      threads: that decode, which changes no batch; None: one for each core.
 
     Raises:
       UserError: the global batch does not divide by the number of hosts.
     """
-    size = self.config.batch_size
-    if size % hosts:
-      raise UserError(f"A batch of {size} rows does not divide by {hosts} hosts; choose a multiple of {hosts}.")
-    local = size // hosts
-    rows = tf.data.Dataset.range(start * local, np.iinfo(np.int64).max)
-    positions = rows.map(lambda row: row // local * size + host * local + row % local)
-    places = positions.map(lambda position: (position, self.place(position)))
-    dataset = places.map(self.padded, num_parallel_calls=2, deterministic=True)
-    dataset = dataset.batch(local, drop_remainder=True).prefetch(2)
+    if self.config.batch_size % hosts:
+      raise UserError(
+        f"A batch of {self.config.batch_size} rows does not divide by {hosts} hosts; choose a multiple of {hosts}."
+      )
+    local = self.config.batch_size // hosts
+    shapes = {name: (dtype, (local, *shape)) for name, (dtype, shape) in self.shapes().items()}
+    pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="decode")
+
+    def read(step: np.ndarray) -> list[np.ndarray]:
+      first = int(step) * self.config.batch_size + host * local
+      batch = self.batch(np.arange(first, first + local), pool)
+      return [batch[name] for name in shapes]
+
+    def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
+      arrays = tf.numpy_function(read, [step], [dtype for dtype, _ in shapes.values()])
+      for array, (_, shape) in zip(arrays, shapes.values(), strict=True):
+        array.set_shape(shape)
+      return dict(zip(shapes, arrays, strict=True))
+
+    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
+    # Two at once: while the last rows of one batch are decoded, the other threads are at the next.
+    batches = steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(1)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 2
-    return dataset.with_options(options).as_numpy_iterator()
+    return batches.with_options(options).as_numpy_iterator()
+
+  def batch(self, positions: np.ndarray, pool: concurrent.futures.Executor) -> Batch:
+    """The rows at some positions, int64 [B], read by the threads of a pool."""
+    batch = self.empty(len(positions))
+    records = self.records(positions)
+
+    def fill(numbers: range) -> list[bytes]:
+      rows = [{name: array[number] for name, array in batch.items()} for number in numbers]
+      faults = [self.fill_row(row, positions[n], records[n]) for row, n in zip(rows, numbers, strict=True)]
+      return [encode_faults(each) for each in faults]
+
+    parts = [range(first, min(first + AT_ONCE, len(positions))) for first in range(0, len(positions), AT_ONCE)]
+    batch["faults"] = np.array([faults for part in pool.map(fill, parts) for faults in part], object)
+    return batch
 
   def rows(self) -> Iterator[Batch]:
     """Every record once, in plain order, one row each, even if the stream is packed."""
-    return (self.row(index, index) for index in range(len(self.shards)))
+    for index in range(len(self.sources)):
+      row = {name: array[0] for name, array in self.empty(1).items()}
+      faults = self.fill_row(row, index, [(index, self.config.length)])
+      yield row | dict(faults=np.array(encode_faults(faults), object))
 
   @functools.cached_property
-  def plan(self) -> Plan | None:
-    """How records share rows, if they do."""
+  def plans(self) -> tuple[Plan, ...]:
+    """How the records of each source share rows; of a stream that is not packed, none."""
     if not self.config.pack:
-      return None
-    return make_plan(pair_lengths(self.shards, self.tokenizer), self.config.length, self.config.media)
+      return ()
+    lengths = [pair_lengths(part, self.tokenizer) for part in self.sources.parts]
+    return tuple(make_plan(each, self.config.length, self.config.media) for each in lengths)
+
+  @functools.cached_property
+  def schedule(self) -> Schedule:
+    return make_schedule(self.config.shares or (1,) * len(self.sources.parts))
+
+  @property
+  def source_rows(self) -> list[int]:
+    """Of each source, the rows of an epoch."""
+    return [plan.rows for plan in self.plans] if self.plans else [len(part) for part in self.sources.parts]
 
   @property
   def epoch_rows(self) -> int:
-    """Rows in which every record occurs once."""
-    return len(self.shards) if self.plan is None else self.plan.rows
+    """Rows in which, of a single source, every record occurs once."""
+    return sum(self.source_rows)
 
-  def place(self, position: tf.Tensor) -> tf.Tensor:
-    """What stands at a position: a record int64 [], or of a packed row its places in the plan's order int64 [N].
+  def records(self, positions: np.ndarray) -> list[list[tuple[int, int]]]:
+    """The records of each row, and how many tokens each has room for.
 
-    The order is anew in each epoch.
+    The order of a source's rows is anew in each epoch.
+
+    Args:
+      positions: int64 [B].
     """
-    count = self.epoch_rows
-    epoch = position // count
-    place = tf.random.experimental.index_shuffle(position % count, tf.stack([self.seed, epoch]), count - 1)
-    return place if self.plan is None else self.plan.places(place, self.seed, epoch)
+    sources, times = self.schedule.at(positions)
+    counts = np.asarray(self.source_rows)[sources]
+    epochs = times // counts * len(self.sources.parts) + sources  # no two sources have one order
+    rows = shuffled(times % counts, counts, self.seed, epochs)
+    records: list[list[tuple[int, int]]] = [[] for _ in positions]
+    for source in np.unique(sources).tolist():
+      own = np.flatnonzero(sources == source)
+      for number, row in zip(own, self.records_of(source, rows[own], epochs[own]), strict=True):
+        records[number] = row
+    return records
 
-  def padded(self, position: tf.Tensor, place: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The row at a position, as tensors of static shape."""
-    shapes = self.shapes()
-    names = list(shapes)
-
-    def build(position, place):
-      row = self.row(int(position), int(place)) if self.plan is None else self.packed_row(int(position), place)
-      return [row[name] for name in names]
-
-    arrays = tf.numpy_function(build, [position, place], [shapes[name][0] for name in names])
-    for name, array in zip(names, arrays, strict=True):
-      array.set_shape(shapes[name][1])
-    return dict(zip(names, arrays, strict=True))
+  def records_of(self, source: int, rows: np.ndarray, epochs: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+    """The same, for rows of one source, int64 [n], by their numbers in its epochs."""
+    first = self.sources.first(source)
+    if not self.plans:
+      yield from ([(first + row, self.config.length)] for row in rows.tolist())
+      return
+    plan = self.plans[source]
+    for places in plan.places(rows, self.seed, epochs):
+      yield [(first + int(record), int(plan.rooms[record])) for record in plan.order[places[places != NOBODY]]]
 
   def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Dtype and shape of every part of a row."""
@@ -162,7 +242,7 @@ class Stream:
       media=(dtype, (*media, *frame)),
       media_mask=(np.bool_, media),
       media_index=(np.int32, length),
-      faults=(np.int32, (len(CAUSES),)),
+      faults=(np.object_, ()),
     )
 
   def frame_shape(self) -> tuple[type | np.dtype, tuple[int, ...]]:
@@ -174,69 +254,78 @@ class Stream:
   @functools.cached_property
   def features(self) -> FeaturesInfo | None:
     """What the shards say of their media, if those are features."""
-    return features_info(self.shards.manifest)
+    return features_info(self.sources.parts[0].manifest)
 
-  def row(self, position: int, index: int) -> Batch:
-    """One row of a batch. A record that cannot be used gives an empty row; a medium that cannot, an empty slot.
+  def empty(self, rows: int) -> Batch:
+    """So many rows of padding."""
+    batch = {name: np.zeros((rows, *shape), dtype) for name, (dtype, shape) in self.shapes().items()}
+    batch["media_index"] -= 1
+    return batch
 
-    Both are counted in `faults`, by cause, so that the batch at a step never depends on what was skipped before it.
-    """
-    row = self.empty_row()
-    self.fill(row, index, np.random.default_rng((self.seed, position)), room=self.config.length)
-    return row
+  def fill_row(self, row: Batch, position: int, records: Iterable[tuple[int, int]]) -> list[Fault]:
+    """Writes one record into an empty row, or several side by side.
 
-  def packed_row(self, position: int, places: np.ndarray) -> Batch:
-    """One row of several pairs, each of them as `row` would have it, side by side; the plan says where each begins.
+    A record that cannot be used leaves its tokens empty, a medium that cannot its slot, and nothing else moves, so that
+    the batch at a step never depends on what was skipped before it.
 
     Args:
-      position: of the row; randomness of its pairs is keyed by position * N + slot.
-      places: int [N], of the pairs in the plan's order, or NOBODY.
+      row: written to.
+      position: of the row.
+      records: which, and how many tokens each has room for.
+
+    Returns:
+      What could not be used.
     """
-    row, start = self.empty_row(), 0
-    for slot, record in enumerate(self.plan.order[places[places != NOBODY]]):
-      random = np.random.default_rng((self.seed, position * self.config.media + slot))
-      room = int(self.plan.rooms[record])
-      self.fill(row, int(record), random, start=start, room=room, slot=slot)
+    faults: list[Fault] = []
+    start = 0
+    for slot, (index, room) in enumerate(records):
+      faults += self.fill(row, index, (self.seed, int(position), slot), start=start, room=room, slot=slot)
       start += room
-    return row
+    return faults
 
-  def empty_row(self) -> Batch:
-    row = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.shapes().items()}
-    row["media_index"] -= 1
-    return row
-
-  def fill(
-    self, row: Batch, index: int, random: np.random.Generator, *, room: int, start: int = 0, slot: int = 0
-  ) -> None:
-    """Writes a record into a row, as the document `slot` + 1.
+  def fill(self, row: Batch, index: int, key: tuple[int, ...], *, start: int, room: int, slot: int) -> Iterator[Fault]:
+    """Writes a record into a row, as the document `slot` + 1, and names what could not be.
 
     Args:
       row: written to.
       index: of the record.
-      random: for all that is drawn.
+      key: of all that is drawn for it.
+      start: its first token.
       room: tokens, at most.
-      start: the first of them.
-      slot: the record's first media slot.
+      slot: its first media slot.
     """
     try:
-      example = parse(self.shards[index])
-      text = self.text(example, random, room)
-    except UserError:
-      count(row, "bad_record")
-      return
+      example = self.example(index)
+      text = self.text(example, draw(*key), room)
     except MediaError as error:
-      count(row, error.cause)
+      yield self.fault(index, None, error)
       return
     filled = slice(start, start + len(text.tokens))
     row["tokens"][filled] = text.tokens
     row["loss_weights"][filled] = self.weights(text)
     row["segments"][filled] = slot + 1
     row["media_index"][filled] = np.where(text.media_index < 0, -1, text.media_index + slot)
-    for number, medium in enumerate(text.media, slot):
+    for number, medium in enumerate(text.media):
+      chances = draw(*key, number)  # of its own, whatever became of the others
       try:
-        row["media"][number], row["media_mask"][number] = self.medium(example, medium, random)
+        frames = self.write_medium(row["media"][slot + number], example, medium, chances)
+        row["media_mask"][slot + number, :frames] = True
       except MediaError as error:
-        count(row, error.cause)
+        yield self.fault(index, medium, error)
+
+  def example(self, index: int) -> Example:
+    """A record. Raises MediaError when it cannot be read, or is none."""
+    try:
+      record = self.sources[index]
+    except UserError as error:
+      raise MediaError("damaged_shard", str(error)) from error
+    try:
+      return parse(record)
+    except UserError as error:
+      raise MediaError("bad_record", str(error)) from error
+
+  def fault(self, index: int, medium: int | None, error: MediaError) -> Fault:
+    return Fault(error.cause, *self.sources.where(index), medium, error.detail)
 
   def weights(self, text: Row) -> np.ndarray:
     """How much each token counts, float32 [L]."""
@@ -247,8 +336,8 @@ class Stream:
     inside = chunk_weights(text.tokens, present, image=tokenizer.image, end_of_chunk=tokenizer.end_of_chunk)
     return text.loss_weights * inside
 
-  def text(self, example: Example, random: np.random.Generator, room: int) -> Row:
-    """The tokens of a record, at most `room`.
+  def text(self, example: Example, chances: Sequence[float], room: int) -> Row:
+    """The tokens of a record, at most `room`; chances are for all that is random of them, each in [0, 1).
 
     Raises:
       MediaError: `empty_text` when there is nothing to learn from; `bad_record` for a pair without a medium, or one
@@ -260,47 +349,63 @@ class Stream:
     if config.layout == "pairs":
       if not example.media or not room:
         raise MediaError("bad_record", example.source)
-      space = " " if self.training and random.random() < 0.5 else ""
+      space = " " if self.training and chances[0] < 0.5 else ""
       return pair_row(self.tokenizer.encode(space + pair_text(example.texts)), self.tokenizer, room)
     return page_row(
       [self.tokenizer.encode(text.strip()) for text in example.texts],
       self.tokenizer,
       length=room,
       slots=config.media,
-      start=random.random(),
-      see_next=self.training and random.random() < config.p_next,
+      start=chances[0],
+      see_next=self.training and chances[1] < config.p_next,
     )
 
-  def medium(self, example: Example, medium: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One medium, features [F, S, V] or pixels, and its mask bool [F]."""
+  def write_medium(self, out: np.ndarray, example: Example, medium: int, chances: Sequence[float]) -> int:
+    """Writes the frames that a medium has to [F, H, W, 3] or [F, S, V], and returns how many these are."""
     if self.features is not None:
-      return decode_features(example.media[medium], self.features)
-    return self.pixels(example, medium, random)
+      features = decode_features(example.media[medium], self.features)
+      out[: len(features)] = features
+      return len(features)
+    pictures = self.pixels(example, medium, chances)
+    pad_into(out[: len(pictures)], pictures)
+    return len(pictures)
 
-  def pixels(self, example: Example, medium: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One medium as uint8 [F, H, W, 3], flipped and coloured alike in all frames, and its mask bool [F]."""
+  def pixels(self, example: Example, medium: int, chances: Sequence[float] = (0.0,) * 8) -> np.ndarray:
+    """The frames that a medium has, flipped and coloured alike, before padding.
+
+    Args:
+      example: the record.
+      medium: which of its media.
+      chances: for all that is random of it in training, each in [0, 1).
+
+    Returns:
+      uint8 [n, H, W, 3], n from 1 to F, the longer side the stream's.
+    """
     config, encoded = self.config, example.media[medium]
+    first, second, third, flipped, *colours, _ = chances
     if config.medium == "video":
-      pictures, exists = decode_clip(
+      pictures = read_clip(
         encoded,
         self.image_size,
         frames=config.frames,
         per_second=config.frames_per_second,
         span=(example.clip_start, np.inf if example.clip_end is None else example.clip_end),
-        start=random.random() if self.training else 0.0,
+        start=first if self.training else 0.0,
       )
     else:
-      crop = Crop(random.uniform(config.crop, 1), *random.random(2)) if self.training and config.crop < 1 else None
-      pictures, exists = decode_image(encoded, self.image_size, crop)[None], np.ones(1, bool)
-    if self.training and config.flip and random.random() < 0.5:
-      pictures = pictures[:, :, ::-1]
+      cropped = self.training and config.crop < 1
+      crop = Crop(config.crop + first * (1 - config.crop), second, third) if cropped else None
+      pictures = read_image(encoded, self.image_size, crop)[None]
+    if self.training and config.flip and flipped < 0.5:
+      pictures = flip(pictures)
     if self.training and config.colour:
-      pictures = jitter(pictures, config.colour, random)
-    return pictures, exists
+      pictures = jitter(pictures, *(1 + config.colour * (2 * chance - 1) for chance in colours))
+    return pictures
 
 
-def count(row: Batch, cause: str) -> None:
-  row["faults"][CAUSES.index(cause)] += 1
+def cores() -> int:
+  """How many this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mixture(streams: dict[str, Stream], start: int, *, host: int = 0, hosts: int = 1) -> Iterator[dict[str, Batch]]:

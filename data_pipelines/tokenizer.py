@@ -27,6 +27,7 @@ class Tokenizer:
   """
 
   def __init__(self, bpe: tokenizers.Tokenizer, vocabulary: int, bos: int, eos: int):
+    bpe.encode_special_tokens = True  # as the letters they are written in, should a text name one
     self.bpe, self.vocabulary = bpe, vocabulary
     self.image, self.end_of_chunk = self.vocabulary, self.vocabulary + 1
     self.size = self.vocabulary + 2

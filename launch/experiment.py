@@ -6,8 +6,8 @@ import itertools
 import pathlib
 import re
 
-from data_pipelines.media import CAUSES
 from data_pipelines.shards import open_shards
+from data_pipelines.sources import Sources
 from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
@@ -23,8 +23,9 @@ from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
 from flamingo_jax.training.optimizer import check_optimizer
 from launch.config import build, join, unknown
-from launch.precomputed import check_kinds, check_shards, common_tower
+from launch.precomputed import check_kinds, check_shards, common_tower, folders
 from launch.pretrained import FrozenConfig, read_pretrained
+from launch.skips import strip, without_skipped
 
 MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig}
 DTYPES = ("float32", "bfloat16")
@@ -66,6 +67,11 @@ class Experiment:
       return flamingo_objective(self.model)
     return contrastive_objective(self.model)
 
+  @property
+  def rows(self) -> dict[str, int]:
+    """Of the streams' global batches."""
+    return {name: config.batch_size for name, config in self.stream_configs.items()}
+
   def tokenizer(self) -> Tokenizer:
     """Opens the tokenizer, and checks that the model has a row for each of its tokens."""
     config = self.tokenizer_config
@@ -79,7 +85,7 @@ class Experiment:
     return {
       name: Stream(
         config=config,
-        shards=open_shards(pathlib.Path(config.source) / split),
+        sources=open_sources(config, split),
         tokenizer=tokenizer,
         image_size=0 if isinstance(vision, FeaturesConfig) else vision.image_size,
         seed=self.training.seed,
@@ -88,21 +94,21 @@ class Experiment:
       for name, config in self.stream_configs.items()
     }
 
-  def feed(self) -> Feed:
-    """The training streams, as the loop takes them."""
+  def feed(self, skipped: pathlib.Path | None = None) -> Feed:
+    """The training streams, as the loop takes them.
+
+    Args:
+      skipped: a file that names what is left out of them.
+    """
     streams = self.streams("train", training=True)
     host, hosts = self.data_hosts()
 
     def batches_from(step: int):
-      for batches in mixture(streams, step, host=host, hosts=hosts):
-        yield split_faults(batches)
+      batches = mixture(streams, step, host=host, hosts=hosts)
+      yield from without_skipped(batches, self.stream_configs, step, skipped)
 
-    configs = self.stream_configs.items()
-    return Feed(
-      batches_from,
-      weights={name: config.weight for name, config in configs},
-      rows={name: config.batch_size for name, config in configs},
-    )
+    weights = {name: config.weight for name, config in self.stream_configs.items()}
+    return Feed(batches_from, weights, self.rows)
 
   def evaluate(self):
     """The evaluation that belongs to the objective."""
@@ -130,6 +136,11 @@ class Experiment:
       return frozen
     tower = common_tower(self.stream_configs, self.frozen_config.vision)
     return dataclasses.replace(frozen, hashes=frozen.hashes | dict(vision=tower))
+
+
+def open_sources(config: StreamConfig, split: str) -> Sources:
+  """Opens the `train` or `heldout` shards of all sources of a stream."""
+  return Sources(tuple(open_shards(folder, config.maximum_skipped) for folder in folders(config, split)))
 
 
 def read_experiment(config: dict, where: str) -> Experiment:
@@ -180,9 +191,15 @@ def anchored(config: dict) -> dict:
   groups += [(stream, "source") for stream in streams.values()] if isinstance(streams, dict) else []
   for group, field in groups:
     value = group.get(field) if isinstance(group, dict) else None
-    if isinstance(value, str) and value not in ("", "random"):
-      group[field] = str(pathlib.Path(value).absolute())
+    if isinstance(value, str):
+      group[field] = absolute(value)
+    elif isinstance(value, list | tuple):
+      group[field] = tuple(absolute(each) if isinstance(each, str) else each for each in value)
   return config
+
+
+def absolute(path: str) -> str:
+  return path if path in ("", "random") else str(pathlib.Path(path).absolute())
 
 
 def check(experiment: Experiment) -> list[str]:
@@ -287,17 +304,3 @@ def check_contrastive(experiment: Experiment) -> list[str]:
     if stream.length > experiment.model.length:
       faults.append(f"streams.{name}.length is {stream.length}, but model.length is {experiment.model.length}.")
   return faults
-
-
-def split_faults(batches: dict[str, Batch]) -> tuple[dict[str, Batch], dict[str, float]]:
-  """Takes what was skipped out of the batches, as metrics by stream and cause."""
-  counts = {}
-  for name, batch in batches.items():
-    for cause, number in zip(CAUSES, batch["faults"].sum(axis=0), strict=True):
-      if number:
-        counts[f"skipped/{name}/{cause}"] = int(number)
-  return {name: strip(batch) for name, batch in batches.items()}, counts
-
-
-def strip(batch: Batch) -> Batch:
-  return {name: array for name, array in batch.items() if name != "faults"}

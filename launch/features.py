@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.features import FeaturesInfo, encode_fault, encode_features
-from data_pipelines.media import MediaError
-from data_pipelines.schema import Example, parse
+from data_pipelines.media import MediaError, pad
+from data_pipelines.schema import Example
 from data_pipelines.shards import write_shards
 from data_pipelines.stream import Stream
 from flamingo_jax.errors import UserError
@@ -60,7 +60,7 @@ def write_features(path: str, overrides: dict[str, str], name: str, out: str, dt
   for split in ("train", "heldout"):
     stream = experiment.streams(split, training=False)[name]
     statistics = collections.Counter()
-    build = dict(features=dataclasses.asdict(info), source=stream.shards.content_hash)
+    build = dict(features=dataclasses.asdict(info), source=stream.sources.content_hash)
     examples = seen_examples(stream, encode, statistics)
     manifest = write_shards(pathlib.Path(out) / split, examples, statistics, name="features", build=build)
     written.append(f"{split} {manifest['records']} records, {manifest['media']} media")
@@ -77,6 +77,8 @@ def check(experiment: Experiment, name: str) -> list[str]:
   if name not in streams:
     return [f"--stream is {name!r}; the config has {', '.join(streams)}."]
   faults = []
+  if len(streams[name].sources) > 1:
+    faults.append(f"streams.{name}.source has several folders; features are computed of one at a time.")
   if not isinstance(model, FlamingoConfig) or isinstance(model.vision, FeaturesConfig):
     faults.append("features come from a Flamingo's frozen vision encoder, and this config has none.")
   elif trained := trained_tower(experiment):
@@ -109,8 +111,8 @@ def seen_examples(stream: Stream, encode: Encode, statistics: collections.Counte
 
   A medium that cannot be decoded keeps its place, as the name of what is wrong with it.
   """
-  for start in range(0, len(stream.shards), RECORDS):
-    examples = list(readable(stream, range(start, min(start + RECORDS, len(stream.shards))), statistics))
+  for start in range(0, len(stream.sources), RECORDS):
+    examples = list(readable(stream, range(start, min(start + RECORDS, len(stream.sources))), statistics))
     media = [decoded(stream, example, at) for example in examples for at in range(len(example.media))]
     statistics.update(medium for medium in media if isinstance(medium, str))
     features = iter(encode_all(media, encode))
@@ -121,16 +123,15 @@ def seen_examples(stream: Stream, encode: Encode, statistics: collections.Counte
 def readable(stream: Stream, indices: range, statistics: collections.Counter) -> Iterator[Example]:
   for index in indices:
     try:
-      yield parse(stream.shards[index])
-    except UserError:
-      statistics["bad_record"] += 1
+      yield stream.example(index)
+    except MediaError as error:
+      statistics[error.cause] += 1
 
 
 def decoded(stream: Stream, example: Example, medium: int) -> np.ndarray | str:
   """The frames that a medium has, uint8 [F, H, W, 3], or the cause for which it has none."""
   try:
-    frames, exists = stream.pixels(example, medium, np.random.default_rng(0))  # which is not drawn from
-    return frames[exists]
+    return pad(stream.pixels(example, medium), stream.image_size)
   except MediaError as error:
     return error.cause
 

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Mapping
 
-from data_pipelines.features import check_manifest, features_info
+from data_pipelines.features import FeaturesInfo, check_manifest, features_info
 from data_pipelines.shards import read_manifest
 from data_pipelines.stream import StreamConfig
 from flamingo_jax.errors import UserError
@@ -25,18 +25,30 @@ def check_shards(streams: Mapping[str, StreamConfig], split: str, vision: Vision
   """Raises UserError where the media of a stream's shards are not what the config says, all faults at once."""
   faults = []
   for name, config in streams.items():
-    directory = pathlib.Path(config.source) / split
-    manifest = read_manifest(directory)
-    faults += check_manifest(name, config.medium, config.frames, directory, manifest)
-    info = features_info(manifest)
-    if info is not None and isinstance(vision, FeaturesConfig):
-      faults += [
-        f"model.vision.{field} is {getattr(vision, field)}, but for the features in {directory} it is {found}."
-        for field, found in (("width", info.width), ("positions", info.positions))
-        if getattr(vision, field) != found
-      ]
+    manifests = {folder: read_manifest(folder) for folder in folders(config, split)}
+    for folder, manifest in manifests.items():
+      faults += check_manifest(name, config.medium, config.frames, folder, manifest)
+      faults += check_features(folder, features_info(manifest), vision)
+    if len({info.dtype for manifest in manifests.values() if (info := features_info(manifest))}) > 1:
+      faults.append(f"streams.{name}.source: its features are not all of one dtype.")
   if faults:
     raise UserError("\n".join(faults))
+
+
+def check_features(folder: pathlib.Path, info: FeaturesInfo | None, vision: VisionConfig) -> list[str]:
+  """Where features are not of the shape that the model reads."""
+  if info is None or not isinstance(vision, FeaturesConfig):
+    return []
+  return [
+    f"model.vision.{field} is {getattr(vision, field)}, but for the features in {folder} it is {found}."
+    for field, found in (("width", info.width), ("positions", info.positions))
+    if getattr(vision, field) != found
+  ]
+
+
+def folders(config: StreamConfig, split: str) -> list[pathlib.Path]:
+  """Where the shards of a split lie."""
+  return [pathlib.Path(source) / split for source in config.sources]
 
 
 def common_tower(streams: Mapping[str, StreamConfig], named: str) -> str:
@@ -51,9 +63,8 @@ def common_tower(streams: Mapping[str, StreamConfig], named: str) -> str:
   """
   towers = {f"frozen.vision, {named}": read_tower(named)[2]} if named else {}
   for config in streams.values():
-    for split in ("train", "heldout"):
-      directory = pathlib.Path(config.source) / split
-      towers[str(directory)] = features_info(read_manifest(directory)).tower
+    for folder in folders(config, "train") + folders(config, "heldout"):
+      towers[str(folder)] = features_info(read_manifest(folder)).tower
   if len(set(towers.values())) > 1:
     lines = "\n".join(f"  {tower[:12]}: {where}" for where, tower in towers.items())
     raise UserError(

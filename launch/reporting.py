@@ -106,7 +106,7 @@ def generations(experiment: Experiment, workdir: pathlib.Path, tokenizer: Tokeni
   parameters = trained_parameters(experiment, workdir)
   samples = []
   for name, stream in experiment.streams("heldout", training=False).items():
-    count = min(experiment.evaluation.samples, len(stream.shards))
+    count = min(experiment.evaluation.samples, len(stream.sources))
     rows = list(itertools.islice(stream.rows(), count))
     batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "faults"}
     prompts, references = cut_prompts(batch, stream.config.layout, tokenizer)

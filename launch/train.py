@@ -2,8 +2,10 @@
 
 import pathlib
 
+import jax
+
 from flamingo_jax.ops.attention import check_name
-from flamingo_jax.training.loop import train
+from flamingo_jax.training.loop import check_fit, train
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 
@@ -18,7 +20,11 @@ def train_config(path: str, overrides: dict[str, str], workdir: str) -> None:
 
 
 def run(experiment: Experiment, workdir: pathlib.Path) -> None:
-  """Opens everything that the config names, then trains."""
+  """Holds the config against the devices, opens everything that it names, then trains."""
+  objective = experiment.objective()
   check_name(experiment.model.attention)
-  feed, evaluate, frozen = experiment.feed(), experiment.evaluate(), experiment.frozen()
-  train(experiment.objective(), experiment.training, feed, frozen, evaluate, workdir, experiment.raw)
+  check_fit(objective, experiment.training, experiment.rows, jax.device_count())
+  host = jax.process_index()
+  feed = experiment.feed(workdir / (f"skipped-{host}.jsonl" if host else "skipped.jsonl"))
+  evaluate, frozen = experiment.evaluate(), experiment.frozen()
+  train(objective, experiment.training, feed, frozen, evaluate, workdir, experiment.raw)

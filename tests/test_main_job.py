@@ -136,7 +136,7 @@ def test_generate_writes_text_and_report_shows_the_run(straight, tmp_path):
     (["train", "--config=configs/tiny.py", "--config.total_step=3"], "did you mean total_steps?"),
     (["train", "--config=configs/tiny.py", "--config.streams.pages.source=nowhere"], "nowhere"),
     (["train", "--config=configs/tiny.py", "--config.tokenizer.path=nowhere"], "nowhere/tokenizer.json"),
-    (["train", "--config=configs/tiny.py", "--config.mesh.fsdp=3"], "does not make 1 devices"),
+    (["train", "--config=configs/tiny.py", "--config.mesh.fsdp=3"], "a multiple of 3 devices; there are 1."),
     (["train", "--config=configs/tiny.py", "--config.streams.videos.frames=9"], "4 temporal embeddings"),
   ],
 )

@@ -9,6 +9,7 @@ from flax import traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.parallel.fit import complete, cut_lengths, fit_faults, length_faults
 
 AXES = ("replica", "fsdp", "model")
 
@@ -52,15 +53,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
-  sizes = dataclasses.asdict(config)
-  devices = jax.device_count()
-  free = [axis for axis, size in sizes.items() if size == -1]
-  fixed = int(np.prod([size for size in sizes.values() if size != -1]))
-  if len(free) > 1 or fixed < 1 or devices % fixed or (not free and fixed != devices):
-    shape = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
-    raise UserError(f"mesh: {shape} does not make {devices} devices. Let one axis be -1 and the others divide it.")
-  for axis in free:
-    sizes[axis] = devices // fixed
+  asked, devices = dataclasses.asdict(config), jax.device_count()
+  sizes = complete(asked, devices)
+  if sizes is None:
+    raise UserError("\n".join(fit_faults(asked, devices, rows={}, lengths=[])))
   shape = tuple(sizes[axis] for axis in AXES)
   return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -85,36 +81,18 @@ def parameter_shardings(boxed: dict, mesh: Mesh, spread: str = "fsdp") -> dict[s
   Raises:
     UserError: axes that do not divide by the mesh, all at once.
   """
-  rules = [(axis, mesh_axis) for axis, mesh_axis in RULES.items() if mesh_axis in SPREADS[spread]]
-  specs = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
-  shardings = traverse_util.flatten_dict(specs, sep="/")
-  shapes = traverse_util.flatten_dict(nn.unbox(boxed), sep="/")
-  faults = []
-  for path, sharding in shardings.items():
-    try:
-      sharding.shard_shape(shapes[path].shape)
-    except ValueError:
-      faults.append(f"  {path} {shapes[path].shape} over {sharding.spec}")
+  specs = parameter_specs(boxed, spread)
+  faults = length_faults(cut_lengths(boxed, specs), dict(mesh.shape))
   if faults:
-    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-    raise UserError(
-      f"mesh: {sizes} does not divide these parameters:\n"
-      + "\n".join(faults)
-      + f"\nSet mesh.model and mesh.fsdp to divisors of them, such as {common_divisors(shapes, shardings, mesh)}."
-    )
-  return shardings
+    raise UserError("\n".join(faults))
+  return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
 
-def common_divisors(shapes: dict, shardings: dict[str, NamedSharding], mesh: Mesh) -> str:
-  """The largest size of each mesh axis, up to the one asked for, that divides all that is cut along it."""
-  lengths: dict[str, list[int]] = {axis: [] for axis in ("fsdp", "model")}
-  for path, sharding in shardings.items():
-    for length, axes in zip(shapes[path].shape, sharding.spec, strict=False):
-      for axis in (axes,) if isinstance(axes, str) else axes or ():
-        lengths[axis].append(length)
-  largest = {axis: max(n for n in range(1, mesh.shape[axis] + 1) if not any(length % n for length in found))
-             for axis, found in lengths.items()}  # fmt: skip
-  return ", ".join(f"{axis}={size}" for axis, size in largest.items())
+def parameter_specs(boxed: dict, spread: str) -> dict[str, PartitionSpec]:
+  """The mesh axes that each parameter is cut along, by path, whatever the sizes of the mesh."""
+  rules = [(axis, mesh_axis) for axis, mesh_axis in RULES.items() if mesh_axis in SPREADS[spread]]
+  specs = nn.logical_to_mesh(nn.get_partition_spec(boxed), rules)
+  return traverse_util.flatten_dict(specs, sep="/")
 
 
 def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -135,7 +113,7 @@ def data_hosts(mesh: Mesh) -> tuple[int, int]:
   if own != list(range(first, first + count)) or len(rows) % count or first % count:
     raise UserError(
       f"mesh: the {count} parts of a batch on host {here} are not one block of its {len(rows)}. Let mesh.model be a "
-      "multiple or a divisor of the devices of a host."
+      f"multiple or a divisor of the {jax.local_device_count()} devices of a host."
     )
   return first // count, len(rows) // count
 

@@ -13,15 +13,16 @@ from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters
-from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, global_batch, make_mesh, place
+from flamingo_jax.parallel.fit import cut_lengths, fit_faults
+from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, make_mesh, parameter_specs, place
 from flamingo_jax.training.checkpoints import Checkpoints
 from flamingo_jax.training.metrics import MetricsLog
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.prefetch import HostBatches, placed
 from flamingo_jax.training.progress import TrainingProgress
 from flamingo_jax.training.step import State, initial_state, make_train_step, slot_shardings, split_shapes
-
-HostBatches = dict[str, dict[str, np.ndarray]]
+from flamingo_jax.training.tally import make_tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +53,13 @@ class Feed:
   """What the loop needs to know of the data.
 
   Attributes:
-    batches_from: from a step to this host's batches of it and of the steps after it; with them, what is only counted.
+    batches_from: from a step to this host's batches of it and of the steps after it; with them, what is only counted,
+      under the same names on every host. The record has the sum over all hosts, where it is not 0.
     weights: of the streams' losses.
     rows: of the streams' global batches.
   """
 
-  batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, float]]]]
+  batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, int]]]]
   weights: dict[str, float]
   rows: dict[str, int]
 
@@ -104,8 +106,8 @@ def train(
     UserError: the mesh does not fit the devices or the batches, frozen parameters do not fit the model or are not
       those of the checkpoint, or `workdir` belongs to another config.
   """
+  check_fit(objective, config, feed.rows, jax.device_count())
   mesh = make_mesh(config.mesh)
-  check_rows(feed.rows, mesh)
   rate = learning_rate(config.optimizer, config.total_steps)
   optimizer = make_optimizer(config.optimizer, rate)
   with jax.set_mesh(mesh):
@@ -126,20 +128,20 @@ def train(
     start = checkpoints.latest() or 0
     if start:
       state = checkpoints.restore(start, state, frozen.hashes)
-    log = MetricsLog(workdir, start, active=leads)
+    tally, log = make_tally(mesh), MetricsLog(workdir, start, active=leads)
     with TrainingProgress(objective.name, config.total_steps, start, active=leads) as progress:
       progress.say(opening(objective, config, mesh, state, held, start))
       extra = {} if start else prefixed("baseline", evaluate({**state.trainable, **held}, mesh, True))
-      batches = feed.batches_from(start)
+      batches = placed(feed.batches_from(start), mesh)
       for step in range(start + 1, config.total_steps + 1):
         began = time.perf_counter()
-        host_batches, counts = next(batches)
-        waited = time.perf_counter() - began
-        state, device_metrics = step_function(
-          state, held, {name: global_batch(batch, mesh) for name, batch in host_batches.items()}
-        )
-        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
-        metrics |= counts | timing(metrics["tokens"], began, waited) | extra
+        step_batches, counts = next(batches)
+        tallied = tally(counts, time.perf_counter() - began)
+        state, device_metrics = step_function(state, held, step_batches)
+        device_metrics, (counted, waited) = jax.device_get((device_metrics, tallied))
+        metrics = {name: float(value) for name, value in device_metrics.items()}
+        metrics |= {name: int(number) for name, number in zip(sorted(counts), counted, strict=True) if number}
+        metrics |= timing(metrics["tokens"], began, float(waited)) | extra
         extra = {}
         if step % config.evaluate_every == 0 or step == config.total_steps:
           metrics |= evaluate({**state.trainable, **held}, mesh, False)
@@ -152,14 +154,22 @@ def train(
   return state
 
 
-def check_rows(rows: dict[str, int], mesh: Mesh) -> None:
-  """Raises UserError when a stream's batch cannot be cut into equal parts for the devices that share it."""
-  parts = mesh.shape["replica"] * mesh.shape["fsdp"]
-  faults = [
-    f"streams.{name}.batch_size is {count}; over replica x fsdp = {parts} devices it is a multiple of {parts}."
-    for name, count in rows.items()
-    if count % parts
-  ]
+def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int], devices: int) -> None:
+  """Holds the mesh against the devices, the batches and the model, before anything is read or allocated.
+
+  Args:
+    objective: what is minimized.
+    config: how.
+    rows: of the streams' global batches.
+    devices: of the job.
+
+  Raises:
+    UserError: all that does not fit, and the nearest meshes that do.
+  """
+  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  spread = "fsdp" if "fsdp" in dataclasses.astuple(config.sharding) else "model"  # the former cuts all the latter does
+  lengths = cut_lengths(boxed, parameter_specs(boxed, spread))
+  faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths)
   if faults:
     raise UserError("\n".join(faults))
 
@@ -202,9 +212,13 @@ def check_parameters(expected: dict, found: dict[str, np.ndarray]) -> None:
 
 
 def timing(tokens: float, began: float, waited: float) -> dict[str, float]:
-  """Seconds of a step, and how many of them went by waiting for input; tokens without padding."""
+  """Seconds of a step, and the share of them that went by waiting for input; tokens without padding.
+
+  Another host may have begun the step a moment before this one, and waited a moment longer than it took here.
+  """
   seconds = time.perf_counter() - began
-  return dict(tokens=int(tokens), seconds=seconds, tokens_per_second=tokens / seconds, input_wait=waited / seconds)
+  share = min(waited / seconds, 1.0)
+  return dict(tokens=int(tokens), seconds=seconds, tokens_per_second=tokens / seconds, input_wait=share)
 
 
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

@@ -1,3 +1,4 @@
+import collections
 import io
 import random
 
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 from tokenizers import pre_tokenizers
 
+from data_pipelines.faults import decode_faults
 from data_pipelines.tokenizer import load_tokenizer, save_bpe
 
 
@@ -64,3 +66,13 @@ def tokenizer_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder):
   return load_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def faults_of():
+  """Counts the faults of a batch by cause."""
+
+  def count(batch) -> dict[str, int]:
+    return dict(collections.Counter(fault.cause for row in decode_faults(batch["faults"]) for fault in row))
+
+  return count

@@ -1,7 +1,6 @@
 import io
 import random
 import struct
-import wave
 import zlib
 
 import numpy as np
@@ -10,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.media import PADDING, Crop, MediaError, decode_clip, decode_image, decode_video, jitter
+from data_pipelines.media import (
+  PADDING,
+  Crop,
+  MediaError,
+  decode_image,
+  flip,
+  jitter,
+  pad,
+  read_any,
+  read_image,
+  read_plain_jpeg,
+)
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
@@ -116,12 +126,66 @@ def test_what_is_no_picture_is_broken(encoded):
   assert caught.value.cause == "broken_image"
 
 
+def jpeg_that_claims(width: int, height: int) -> bytes:
+  encoded = encode(Image.new("RGB", (16, 16)), "JPEG")
+  return encoded.replace(struct.pack(">HH", 16, 16), struct.pack(">HH", height, width), 1)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [30_000, 7_100])
-def test_a_picture_that_claims_too_many_pixels_is_refused_by_its_header(side):
+@pytest.mark.parametrize("claim", [lambda side: png(side, side, 1, 0, b""), lambda side: jpeg_that_claims(side, side)])
+def test_a_picture_that_claims_too_many_pixels_is_refused_by_its_header(side, claim):
   """There is nothing behind the header, so decoding would have failed in another way."""
-  with pytest.raises(MediaError, match=rf"broken_image: .*({side * side}|{side} x {side}) pixels"):
-    decode_image(png(side, side, 1, 0, b""), 16)
+  with pytest.raises(MediaError, match=rf"too_large: .*({side * side}|{side} x {side}) pixels"):
+    decode_image(claim(side), 16)
+
+
+def test_a_picture_that_would_run_a_program_is_not_opened(monkeypatch):
+  monkeypatch.setattr("subprocess.Popen", None)  # what Pillow reads PostScript with
+  monkeypatch.setattr("subprocess.check_call", None)
+  with pytest.raises(MediaError, match="cannot identify"):
+    decode_image(encode(Image.new("RGB", (16, 16)), "EPS"), 16)
+
+
+def photograph(width: int, height: int) -> Image.Image:
+  """Something smooth with edges in it, so that a decoder's rounding stays small."""
+  x, y = np.meshgrid(np.linspace(0, 6, width), np.linspace(0, 4, height))
+  waves = np.stack([np.sin(x * y), np.cos(x + y), np.sin(3 * x) * (y > 2)], axis=-1)
+  return Image.fromarray((127 * waves + 128).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (501, 377), (40, 30), (1023, 765)])
+@pytest.mark.parametrize("options", [dict(quality=95), dict(quality=70, progressive=True), dict(subsampling=0)])
+def test_a_plain_jpeg_is_what_pillow_makes_of_it(size, options):
+  encoded = encode(photograph(*size), "JPEG", **options)
+  plain, any_way = read_plain_jpeg(encoded, 120).astype(int), read_any(encoded, 120).astype(int)
+  assert plain.shape == any_way.shape
+  assert np.abs(plain - any_way).mean() < 2
+
+
+def test_a_gray_jpeg_is_plain_too():
+  encoded = encode(photograph(60, 40).convert("L"), "JPEG")
+  np.testing.assert_allclose(read_plain_jpeg(encoded, 60), read_any(encoded, 60), atol=2)
+
+
+@pytest.mark.parametrize(
+  ("size", "least", "shape"),
+  [
+    ((512, 384), 128, (96, 128)),
+    ((512, 384), 250, (192, 256)),
+    ((500, 375), 320, (375, 500)),
+    ((50, 20), 99, (20, 50)),
+  ],
+)
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_picture_is_decoded_at_the_smallest_fraction_that_has_all_its_pixels(size, least, shape, format):
+  read = read_plain_jpeg if format == "JPEG" else read_any
+  assert read(encode(photograph(*size), format), least).shape == (*shape, 3)
+
+
+@pytest.mark.parametrize("make", [lambda image: encode(image.convert("CMYK"), "JPEG"), lambda image: encode(image)])
+def test_what_is_not_a_plain_jpeg_is_left_to_pillow(make):
+  assert read_plain_jpeg(make(photograph(32, 32)), 32) is None
 
 
 def test_a_strange_tag_beside_the_orientation_breaks_no_more_than_its_picture():
@@ -162,133 +226,34 @@ def test_a_crop_lies_inside_and_is_of_the_same_shape(width, height, side, x, y):
 def test_a_cropped_picture_is_that_part_of_it():
   noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
   part = encode(Image.fromarray(noise[20:40, 0:30]))
-  pixels = decode_image(encode(Image.fromarray(noise)), 16, Crop(0.5, x=0.0, y=0.99))
-  np.testing.assert_array_equal(pixels, decode_image(part, 16))
-
-
-@pytest.fixture(scope="module")
-def stairs(encode_film):
-  """Three seconds, 10 frames each: frame i is gray of level 8 i."""
-  return encode_film([Image.new("RGB", (32, 32), (8 * i,) * 3) for i in range(30)])
-
-
-def clip(encoded, *, frames, per_second, span=(0.0, np.inf), start=0.0):
-  return decode_clip(encoded, 16, frames=frames, per_second=per_second, span=span, start=start)
-
-
-def frame_numbers(pictures: np.ndarray) -> list[int]:
-  return np.rint(pictures.mean(axis=(1, 2, 3)) / 8).astype(int).tolist()
-
-
-@pytest.mark.parametrize(
-  ("sampling", "numbers"),
-  [
-    (dict(frames=8, per_second=10), [0, 1, 2, 3, 4, 5, 6, 7]),
-    (dict(frames=3, per_second=1), [0, 10, 20]),
-    (dict(frames=6, per_second=2), [0, 5, 10, 15, 20, 25]),
-    (dict(frames=3, per_second=2, start=1 / 1.9), [10, 15, 20]),
-    (dict(frames=3, per_second=2, start=0.9999), [19, 24, 29]),
-    (dict(frames=4, per_second=5, span=(1.0, 2.0)), [10, 12, 14, 16]),
-    (dict(frames=2, per_second=5, span=(1.0, 2.0), start=0.9999), [17, 19]),
-  ],
-)
-def test_frames_are_drawn_at_the_rate_that_was_asked_for(stairs, sampling, numbers):
-  pictures, exists = clip(stairs, **sampling)
-  assert frame_numbers(pictures) == numbers
-  assert exists.all()
-
-
-def test_a_clip_too_short_is_masked_and_not_repeated(stairs):
-  pictures, exists = clip(stairs, frames=8, per_second=2.5, span=(0.0, 1.0))
-  assert exists.tolist() == [True] * 3 + [False] * 5
-  assert frame_numbers(pictures[:3]) == [0, 4, 8]
-  assert not pictures[3:].any()
-
-
-def test_a_mask_does_not_reach_the_next_reading_of_the_same_film(stairs):
-  clip(stairs, frames=8, per_second=2.5, span=(0.5, 1.0))
-  pictures, exists = clip(stairs, frames=8, per_second=2.5)
-  assert exists.all()
-  assert frame_numbers(pictures)[:3] == [0, 4, 8]
-
-
-@given(
-  st.integers(1, 12),
-  st.floats(0.5, 20),
-  st.tuples(st.floats(0, 2.8), st.floats(0.2, 3)),
-  st.floats(0, 1, exclude_max=True),
-)
-@settings(deadline=None)
-def test_no_frame_is_drawn_from_outside_the_span(stairs, frames, per_second, begin_and_seconds, start):
-  begin, seconds = begin_and_seconds
-  pictures, exists = clip(stairs, frames=frames, per_second=per_second, span=(begin, begin + seconds), start=start)
-  numbers = frame_numbers(pictures[exists])
-  assert exists[0]
-  assert exists.tolist() == sorted(exists.tolist(), reverse=True)
-  assert not pictures[~exists].any()
-  assert all(begin <= number / 10 < begin + seconds for number in numbers)
-  assert numbers == sorted(numbers)
-  steps = np.diff(numbers[:-1])  # the last that exists may be the nearest to a time that lies just after the end
-  assert (np.abs(steps - 10 / per_second) <= 1 + 1e-6).all()
-
-
-def test_frames_keep_their_aspect(encode_film):
-  pictures, _ = clip(encode_film([Image.new("RGB", (64, 32), "white")] * 2), frames=1, per_second=1)
-  assert (pictures[0, :4] == PADDING).all()
-  assert (pictures[0, 12:] == PADDING).all()
-  assert pictures[0, 4:12].min() > 250
-
-
-def test_a_span_without_a_frame_is_told_by_name(stairs):
-  with pytest.raises(MediaError, match=r"no frame between 3\.50 and inf s of 2\.90 s") as caught:
-    clip(stairs, frames=2, per_second=1, span=(3.5, np.inf))
-  assert caught.value.cause == "empty_video"
-
-
-@pytest.mark.parametrize("faststart", [True, False])
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_a_film_that_was_cut_off_is_broken(film, faststart, share):
-  encoded = film(faststart)
-  with pytest.raises(MediaError) as caught:
-    decode_video(encoded[: int(share * len(encoded))], 16)
-  assert caught.value.cause == "broken_video"
-
-
-def sound() -> bytes:
-  file = io.BytesIO()
-  with wave.open(file, "wb") as writer:
-    writer.setnchannels(1)
-    writer.setsampwidth(2)
-    writer.setframerate(8000)
-    writer.writeframes(bytes(16000))
-  return file.getvalue()
-
-
-@pytest.mark.parametrize("encoded", [b"", bytes(1000), b"not a film" * 100, sound()])
-def test_what_is_no_film_is_broken(encoded):
-  with pytest.raises(MediaError) as caught:
-    clip(encoded, frames=2, per_second=1)
-  assert caught.value.cause == "broken_video"
+  pixels = read_image(encode(Image.fromarray(noise)), 16, Crop(0.5, x=0.0, y=0.99))
+  np.testing.assert_array_equal(pad(pixels, 16), decode_image(part, 16))
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+FACTORS = st.floats(0.5, 1.5)
 
 
-def test_jitter_of_no_strength_changes_nothing():
-  np.testing.assert_array_equal(jitter(NOISE, 0.0, np.random.default_rng(0)), NOISE)
+@given(FACTORS, FACTORS, FACTORS)
+@settings(deadline=None)
+def test_jitter_is_brightness_then_contrast_then_saturation(brightness, contrast, saturation):
+  values = NOISE.astype(np.float64) * brightness
+  values = values.mean() + (values - values.mean()) * contrast
+  gray = values.mean(axis=-1, keepdims=True)
+  expected = np.clip(gray + (values - gray) * saturation, 0, 255)
+  assert np.abs(jitter(NOISE, brightness, contrast, saturation) - expected).max() <= 1.5  # it rounds its factors
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_jitter_is_the_same_for_all_frames(seed):
-  still = np.repeat(NOISE[:1], 3, axis=0)
-  coloured = jitter(still, 0.5, np.random.default_rng(seed))
-  np.testing.assert_array_equal(coloured, np.repeat(coloured[:1], 3, axis=0))
-  assert (coloured != still).any()
+def test_factors_of_one_change_nothing():
+  np.testing.assert_array_equal(jitter(NOISE, 1.0, 1.0, 1.0), NOISE)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_jitter_leaves_gray_gray_and_keeps_its_order(seed):
+def test_gray_stays_gray_in_its_order():
   ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), 3, axis=-1)
-  coloured = jitter(ramp, 0.5, np.random.default_rng(seed)).astype(int)
-  assert np.ptp(coloured, axis=-1).max() <= 1
+  coloured = jitter(ramp, 0.9, 1.2, 0.6).astype(int)
+  assert not np.ptp(coloured, axis=-1).any()
   assert (np.diff(coloured[..., 0].reshape(-1)) >= 0).all()
+
+
+def test_every_frame_is_flipped_for_itself():
+  np.testing.assert_array_equal(flip(NOISE), NOISE[:, :, ::-1])

@@ -5,16 +5,15 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import lengths as lengths_module
 from data_pipelines.lengths import pair_lengths
-from data_pipelines.media import CAUSES
 from data_pipelines.packing import NOBODY, make_plan
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
+from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream, StreamConfig, check_stream
 from data_pipelines.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
@@ -43,9 +42,7 @@ def few_optimizations():
 
 def epoch_of(plan, seed, epoch):
   """The records of every row of an epoch."""
-  rows = [
-    np.asarray(plan.places(tf.constant(row, tf.int64), seed, tf.constant(epoch, tf.int64))) for row in range(plan.rows)
-  ]
+  rows = plan.places(np.arange(plan.rows), seed, np.full(plan.rows, epoch))
   return [plan.order[places[places != NOBODY]].tolist() for places in rows]
 
 
@@ -102,7 +99,7 @@ def stream(tmp_path, tokenizer):
     write_shards(folder, examples, {}, records_per_shard=8)
     spoil(folder)
     fields = dict(source="unused", layout="pairs", length=48, media=4, pack=True, batch_size=4)
-    return Stream(StreamConfig(**fields | changes), open_shards(folder), tokenizer, SIZE, seed, training)
+    return Stream(StreamConfig(**fields | changes), Sources((open_shards(folder),)), tokenizer, SIZE, seed, training)
 
   return make
 
@@ -137,10 +134,6 @@ def numbers(stream, batch):
     for document in documents(batch, row)
     if len(document["tokens"])
   ]
-
-
-def faults_of(batch):
-  return {cause: int(n) for cause, n in zip(CAUSES, batch["faults"].sum(axis=0), strict=True) if n}
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -208,7 +201,7 @@ def spoiled(pairs, **changes):
   return [*pairs[:3], Example(**fields, source="pairs/3", license="CC0"), *pairs[4:]]
 
 
-def test_a_broken_picture_is_a_masked_slot_and_changes_nothing_else(stream, pairs):
+def test_a_broken_picture_is_a_masked_slot_and_changes_nothing_else(stream, pairs, faults_of):
   whole = stream(pairs, **AUGMENTED)
   clean = joined(take(whole, 6))
   found = joined(take(stream(spoiled(pairs, media=(pairs[3].media[0][:100],)), **AUGMENTED), 6))
@@ -221,7 +214,9 @@ def test_a_broken_picture_is_a_masked_slot_and_changes_nothing_else(stream, pair
   assert faults_of(found) == {"broken_image": slots.sum()}
 
 
-def test_a_record_that_is_damaged_after_planning_leaves_its_segment_empty_and_changes_nothing_else(stream, pairs):
+def test_a_record_that_is_damaged_after_planning_leaves_its_segment_empty_and_changes_nothing_else(
+  stream, pairs, faults_of
+):
   def flip_a_bit(folder):
     pair_lengths(open_shards(folder), whole.tokenizer)
     path = min(folder.glob("*.array_record"))
@@ -238,13 +233,15 @@ def test_a_record_that_is_damaged_after_planning_leaves_its_segment_empty_and_ch
   for name in ("media", "media_mask"):
     assert not found[name][slots].any()
     np.testing.assert_array_equal(found[name][~slots], clean[name][~slots])
-  assert faults_of(found) == {"bad_record": slots.sum()}
+  assert faults_of(found) == {"damaged_shard": slots.sum()}
 
 
 @pytest.mark.parametrize(
   ("changes", "cause"), [(dict(texts=("", " \n")), "empty_text"), (dict(texts=("3",), media=()), "bad_record")]
 )
-def test_a_record_that_cannot_be_used_takes_no_tokens_and_is_counted_once_an_epoch(stream, pairs, changes, cause):
+def test_a_record_that_cannot_be_used_takes_no_tokens_and_is_counted_once_an_epoch(
+  stream, pairs, changes, cause, faults_of
+):
   read = stream(spoiled(pairs, **changes), batch_size=1)
   epoch = joined(take(read, read.epoch_rows))
   assert sorted(numbers(read, epoch)) == [number for number in range(23) if number != 3]
@@ -267,31 +264,31 @@ def test_the_row_is_as_full_as_the_longer_form_of_each_caption_allows(stream, pa
 
 def test_lengths_are_counted_once_for_a_tokenizer_and_the_content(stream, pairs, monkeypatch, tmp_path):
   read = stream(pairs)
-  expected = pair_lengths(read.shards, read.tokenizer)
+  expected = pair_lengths(read.sources.parts[0], read.tokenizer)
   forms = [[len(read.tokenizer.encode(space + p.texts[1].strip())) + 4 for p in pairs] for space in ("", " ")]
   assert expected.tolist() == np.max(forms, axis=0).tolist()
   counted = []
   monkeypatch.setattr(lengths_module, "count_lengths", lambda *_: counted.append(1) or expected)
-  np.testing.assert_array_equal(pair_lengths(read.shards, read.tokenizer), expected)
+  np.testing.assert_array_equal(pair_lengths(read.sources.parts[0], read.tokenizer), expected)
   assert not counted
   other = tmp_path / "tokenizer"
   other.mkdir()
   read.tokenizer.bpe.save(str(other / "tokenizer.json"))
   text = (other / "tokenizer.json").read_text()
   (other / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'))
-  pair_lengths(read.shards, load_tokenizer(other))
-  pair_lengths(stream(spoiled(pairs, texts=("", "3: other"))).shards, read.tokenizer)
+  pair_lengths(read.sources.parts[0], load_tokenizer(other))
+  pair_lengths(stream(spoiled(pairs, texts=("", "3: other"))).sources.parts[0], read.tokenizer)
   assert len(counted) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: b"", lambda data: b"nonsense" + data])
 def test_a_damaged_file_of_lengths_is_counted_again(stream, pairs, damage):
   read = stream(pairs)
-  expected = pair_lengths(read.shards, read.tokenizer)
-  [path] = pathlib.Path(read.shards.directory).glob("lengths-*.npy")
+  expected = pair_lengths(read.sources.parts[0], read.tokenizer)
+  [path] = pathlib.Path(read.sources.parts[0].directory).glob("lengths-*.npy")
   whole = path.read_bytes()
   path.write_bytes(damage(whole))
-  np.testing.assert_array_equal(pair_lengths(read.shards, read.tokenizer), expected)
+  np.testing.assert_array_equal(pair_lengths(read.sources.parts[0], read.tokenizer), expected)
   assert path.read_bytes() == whole
   assert not list(path.parent.glob(".lengths-*"))
 
@@ -304,7 +301,7 @@ def test_shards_where_nobody_may_write_are_packed_all_the_same(stream, pairs, mo
   monkeypatch.setattr(lengths_module, "write_durably", refuse)
   read = stream(pairs)
   assert_equal(joined(take(read, 3)), expected)
-  assert not list(read.shards.directory.glob("*lengths*"))
+  assert not list(read.sources.parts[0].directory.glob("*lengths*"))
 
 
 @pytest.fixture(scope="module")

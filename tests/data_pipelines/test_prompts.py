@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.media import decode_clip, decode_image
+from data_pipelines.clips import decode_clip
+from data_pipelines.media import decode_image
 from data_pipelines.prompts import prompt_batch
 from flamingo_jax.errors import UserError
 

@@ -24,22 +24,19 @@ def paper_page(chunks):
 
 def paper_row(chunks, length, slots, first, see_next):
   """The window from place `first`: its tokens, loss weights, phi and images."""
-  row, images = [(BOS, None)], []
-  for token, image in paper_page(chunks)[first : first + length - 1]:
-    if token == IMAGE and len(images) == slots:
-      row.pop()  # the <EOC> before it: at least one image stands to its left
+  window = [(BOS, None), *paper_page(chunks)[first : first + length - 1]]
+  kept = [image for token, image in window if token == IMAGE][:slots]
+  tokens, phi = [], []
+  for place, (token, image) in enumerate(window):
+    if token == IMAGE and image not in kept:  # discarded with its marker: and with the <EOC> that stands before it
+      del tokens[-1], phi[-1]
       continue
-    images += [image] * (token == IMAGE)
-    row.append((token, image))
-  places = [place for place, (token, _) in enumerate(row) if token == IMAGE]
-  phi = []
-  for place in range(len(row)):
-    before = [slot for slot, marker in enumerate(places) if marker <= place]
-    after = [slot for slot, marker in enumerate(places) if marker >= place]
+    before = [other for marker, other in window[: place + 1] if marker == IMAGE]
+    after = [other for marker, other in window[place:] if marker == IMAGE]
     seen = after[:1] if see_next else before[-1:]
-    phi.append(seen[0] if seen else -1)
-  tokens = [token for token, _ in row]
-  return tokens, [float(token not in (BOS, IMAGE)) for token in tokens], phi, tuple(images)
+    tokens.append(token)
+    phi.append(kept.index(seen[0]) if seen and seen[0] in kept else -1)
+  return tokens, [float(token not in (BOS, IMAGE)) for token in tokens], phi, tuple(kept)
 
 
 def windows(chunks, length):
@@ -83,13 +80,8 @@ def test_no_text_attends_to_an_image_that_it_should_not(tokenizer, data, chunks,
     if isinstance(token, str):
       continue
     before, after = token - 2, token - 1  # images of the page around this text
-    if see_next:
-      assert slot == (row.media.index(after) if after in row.media else -1)
-    elif before in row.media:
-      assert slot == row.media.index(before)
-    elif slot != -1:  # the image before it was one too many: discarded with its marker
-      assert len(row.media) == slots == slot + 1
-      assert row.media[slot] < before
+    own = after if see_next else before
+    assert slot == (row.media.index(own) if own in row.media else -1)
 
 
 @given(st.data(), CHUNKS, LENGTHS, SLOTS, st.booleans())
@@ -150,11 +142,16 @@ def test_a_window_that_cuts_a_marker_off_leaves_its_text_without_an_image(tokeni
   assert row.media_index.tolist() == [-1, -1, -1, -1, 0, 0]
 
 
-def test_images_beyond_the_slots_are_discarded_with_their_markers(tokenizer):
-  row = window(tokenizer, [[1], [2], [3], [], [4]], slots=2, see_next=True)
+@pytest.mark.parametrize(
+  ("see_next", "phi"), [(True, [0, 0, 0, 0, 1, 1, 1, -1, -1, -1]), (False, [-1, -1, -1, 0, 0, 0, 1, 1, -1, -1])]
+)
+def test_images_beyond_the_slots_are_discarded_with_their_markers_and_nothing_takes_their_place(
+  tokenizer, see_next, phi
+):
+  row = window(tokenizer, [[1], [2], [3], [], [4]], slots=2, see_next=see_next)
   assert readable(tokenizer, row.tokens) == [BOS, 1, EOC, IMAGE, 2, EOC, IMAGE, 3, 4, EOC]
   assert row.media == (0, 1)
-  assert row.media_index.tolist() == [0, 0, 0, 0, 1, 1, 1, -1, -1, -1]
+  assert row.media_index.tolist() == phi
 
 
 @given(st.lists(st.integers(1, 259), max_size=12), st.integers(4, 16))

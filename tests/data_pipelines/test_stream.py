@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 
@@ -5,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.media import CAUSES, decode_clip, decode_image
-from data_pipelines.schema import Example
+from data_pipelines.clips import decode_clip
+from data_pipelines.faults import decode_faults
+from data_pipelines.media import decode_image
+from data_pipelines.schema import Example, serialize
 from data_pipelines.shards import open_shards, write_shards
+from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream, StreamConfig, check_stream, mixture
 from flamingo_jax.errors import UserError
 
@@ -19,12 +23,15 @@ FULL_COLOUR = dict(flip=True, colour=0.3, crop=0.7)  # all randomness of pixels 
 def stream(tmp_path, tokenizer):
   """Writes examples to real shards and opens them as a stream; `spoil` may damage the files in between."""
 
-  def make(examples, *, seed=3, training=True, spoil=lambda folder: None, **settings):
-    folder = tmp_path / f"stream-{len(list(tmp_path.iterdir()))}"
-    write_shards(folder, examples, {}, records_per_shard=4)
-    spoil(folder)
+  def make(*sources, seed=3, training=True, spoil=lambda folder: None, **settings):
+    parts = []
+    for examples in sources:
+      folder = tmp_path / f"stream-{len(list(tmp_path.iterdir()))}"
+      write_shards(folder, examples, {}, records_per_shard=4)
+      spoil(folder)
+      parts.append(open_shards(folder, tolerated=0.5))
     config = StreamConfig(**{**dict(source="unused", layout="pairs", length=24), **settings})
-    return Stream(config, open_shards(folder), tokenizer, SIZE, seed, training)
+    return Stream(config, Sources(tuple(parts)), tokenizer, SIZE, seed, training)
 
   return make
 
@@ -84,11 +91,6 @@ def texts(stream, batch):
   return [stream.tokenizer.decode(tokens).strip() for tokens in batch["tokens"]]
 
 
-def faults_of(batch):
-  """Faults of a batch by cause."""
-  return {cause: int(n) for cause, n in zip(CAUSES, batch["faults"].sum(axis=0), strict=True) if n}
-
-
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("layout", ["pairs", "interleaved"])
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(stream, pairs, pages, layout, hosts):
@@ -103,6 +105,26 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(stream, pairs, 
 def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(stream, pairs):
   with pytest.raises(UserError, match="8 rows does not divide by 3 hosts"):
     stream(pairs, batch_size=8).batches(0, host=0, hosts=3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_changes_nothing(stream, pages, threads):
+  settings = dict(layout="interleaved", media=2, batch_size=9, **FULL_COLOUR)
+  read = stream(pages, **settings)
+  for left, right in zip(take(read, 4, threads=threads), take(read, 4, threads=3), strict=True):
+    assert_equal(left, right)
+
+
+def test_a_far_step_reads_no_more_than_the_first_one(stream, pairs, monkeypatch):
+  """Some batches are read ahead, and those that lie before the step never."""
+  read = stream(pairs, batch_size=4)
+  indices = []
+  monkeypatch.setattr(Sources, "__getitem__", lambda self, index: indices.append(index) or self.parts[0][index])
+  for step in (0, 10**6, 10**12):
+    indices.clear()
+    [batch] = take(read, 1, step)
+    assert set(texts(read, batch)) <= {str(i) for i in range(10)}
+    assert 4 <= len(indices) <= 50
 
 
 @pytest.mark.parametrize("start", [1, 4])
@@ -193,7 +215,7 @@ def assert_other_rows_are_equal(found, clean, places):
 
 
 @pytest.mark.parametrize("change", [bad_picture, text_for_a_picture])
-def test_a_broken_picture_is_a_masked_slot_and_changes_no_other_row(stream, pairs, change):
+def test_a_broken_picture_is_a_masked_slot_and_changes_no_other_row(stream, pairs, change, faults_of):
   whole = stream(pairs, batch_size=5, **FULL_COLOUR)
   clean, found = joined(take(whole, 4)), joined(take(stream(change(pairs), batch_size=5, **FULL_COLOUR), 4))
   places = affected(clean, whole)
@@ -203,7 +225,7 @@ def test_a_broken_picture_is_a_masked_slot_and_changes_no_other_row(stream, pair
   assert not found["media"][places].any()
   assert not found["media_mask"][places].any()
   assert faults_of(found) == {"broken_image": 2}
-  assert (found["faults"].sum(axis=1) == places).all()
+  assert [len(row) for row in decode_faults(found["faults"])] == places.tolist()
 
 
 def assert_empty_rows(found, places):
@@ -213,7 +235,7 @@ def assert_empty_rows(found, places):
 
 
 @pytest.mark.parametrize(("change", "cause"), [(empty_caption, "empty_text"), (no_medium, "bad_record")])
-def test_a_record_that_cannot_be_used_is_an_empty_row_and_changes_no_other(stream, pairs, change, cause):
+def test_a_record_that_cannot_be_used_is_an_empty_row_and_changes_no_other(stream, pairs, change, cause, faults_of):
   whole = stream(pairs, batch_size=5, **FULL_COLOUR)
   clean, found = joined(take(whole, 4)), joined(take(stream(change(pairs), batch_size=5, **FULL_COLOUR), 4))
   places = affected(clean, whole)
@@ -222,7 +244,7 @@ def test_a_record_that_cannot_be_used_is_an_empty_row_and_changes_no_other(strea
   assert faults_of(found) == {cause: 2}
 
 
-def test_a_damaged_record_is_an_empty_row_and_changes_no_other(stream, pairs):
+def test_a_damaged_record_is_an_empty_row_and_changes_no_other(stream, pairs, faults_of):
   def flip_a_bit(folder):
     path = min(folder.glob("*.array_record"))
     data = bytearray(path.read_bytes())
@@ -234,7 +256,7 @@ def test_a_damaged_record_is_an_empty_row_and_changes_no_other(stream, pairs):
   places = affected(clean, whole)
   assert_other_rows_are_equal(found, clean, places)
   assert_empty_rows(found, places)
-  assert faults_of(found) == {"bad_record": 2}
+  assert faults_of(found) == {"damaged_shard": 2}
 
 
 def test_a_broken_picture_of_a_page_leaves_the_other_slots(stream, pages):
@@ -250,6 +272,139 @@ def test_a_broken_picture_of_a_page_leaves_the_other_slots(stream, pages):
   assert not found["media"][0].any()
 
 
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_broken_picture_of_a_page_changes_nothing_of_the_others(stream, picture, broken):
+  """What is drawn for a picture does not depend on what became of those before it."""
+  media = [picture(i, 24, 20, "JPEG") for i in range(4)]
+  page = Example(("a", "b", "c", "d", "e"), tuple(media), "pages/0", "CC0")
+  media[broken] = media[broken][:200]
+  settings = dict(layout="interleaved", media=4, batch_size=12, **FULL_COLOUR)
+  [clean] = take(stream([page], **settings), 1)
+  [found] = take(stream([Example(page.texts, tuple(media), "pages/0", "CC0")], **settings), 1)
+  others = [slot for slot in range(4) if slot != broken]
+  np.testing.assert_array_equal(found["media"][:, others], clean["media"][:, others])
+  np.testing.assert_array_equal(found["tokens"], clean["tokens"])
+  assert not found["media_mask"][:, broken].any()
+
+
+def test_shard_and_record_are_named_in_every_fault(stream, pairs):
+  read = stream(bad_picture(pairs), batch_size=10)
+  [fault] = [fault for row in decode_faults(take(read, 1)[0]["faults"]) for fault in row]
+  assert (fault.cause, fault.record, fault.medium) == ("broken_image", 3, 0)
+  assert fault.shard == str(next(read.sources.parts[0].directory.glob("examples-00000-of-00003*")))
+  assert "Truncated" in fault.detail
+
+
+def cut_last_shard(folder):
+  path = max(folder.glob("*.array_record"))
+  path.write_bytes(path.read_bytes()[:-5000])
+
+
+def test_records_of_a_shard_that_was_cut_short_are_empty_rows_and_change_no_other(stream, pairs, faults_of):
+  whole = stream(pairs, batch_size=5, **FULL_COLOUR)
+  read = stream(pairs, batch_size=5, spoil=cut_last_shard, **FULL_COLOUR)
+  clean, found = joined(take(whole, 4)), joined(take(read, 4))
+  places = np.array([number in ("8", "9") for number in texts(whole, clean)])
+  assert_other_rows_are_equal(found, clean, places)
+  assert_empty_rows(found, places)
+  assert faults_of(found) == {"damaged_shard": 4}
+  [named, *_] = [fault for row in decode_faults(found["faults"]) for fault in row]
+  assert named.shard.endswith("examples-00002-of-00003.array_record")
+  assert "bytes; the manifest says" in named.detail
+
+
+def test_more_lost_shards_than_are_tolerated_are_refused_at_the_door(tmp_path, pairs):
+  write_shards(tmp_path / "stream", pairs, {}, records_per_shard=4)
+  cut_last_shard(tmp_path / "stream")
+  assert len(open_shards(tmp_path / "stream", tolerated=0.2)) == 10
+  with pytest.raises(UserError, match=r"examples-00002-of-00003\.array_record has"):
+    open_shards(tmp_path / "stream", tolerated=0.19)
+
+
+ABSURD = {
+  "a line of a megabyte": "the cat " * 125_000,
+  "a word of a megabyte": "a" * 1_000_000,
+  "control characters": "\0\x01\x07\x1b[31m\u202e\ufeff\x7f the cat",
+  "markers": "<image><EOC><BOS><|endoftext|>" * 10,
+  "no letters": "\U0001f600 \u0301\u200d" * 5,
+}
+
+
+@pytest.mark.parametrize("text", ABSURD.values(), ids=ABSURD)
+@pytest.mark.parametrize("layout", ["pairs", "interleaved"])
+def test_absurd_text_is_text(stream, picture, text, layout):
+  texts_ = ("", text) if layout == "pairs" else (text, text)
+  read = stream([Example(texts_, (picture(0),), "x/0", "CC0")], layout=layout, length=64, training=False)
+  [row] = read.rows()
+  tokens = row["tokens"][row["segments"] == 1].tolist()
+  assert row["faults"].item() == b""
+  markers = [place for place, token in enumerate(tokens) if token == read.tokenizer.image]
+  assert len(markers) == row["media_mask"].any(axis=1).sum() <= 1
+  found = read.tokenizer.decode(tokens)
+  assert found.replace("\ufffd", "") in text.strip() * 2  # a window may cut a letter in two
+
+
+def test_text_that_is_not_unicode_is_a_bad_record(stream, pairs, monkeypatch, faults_of):
+  example = dataclasses.replace(pairs[3], texts=("", "to be replaced"))
+  record = serialize(example).replace(b"to be", b"to \xff\xfe")
+  monkeypatch.setattr(Sources, "__getitem__", lambda self, index: record if index == 3 else self.parts[0][index])
+  read = stream(pairs, batch_size=10)
+  [found] = take(read, 1)
+  assert faults_of(found) == {"bad_record": 1}
+  assert sorted(texts(read, found)) == sorted(["", *(str(i) for i in range(10) if i != 3)])
+
+
+@pytest.fixture(scope="session")
+def letters(picture):
+  """Six captioned pictures more; their captions are letters."""
+  return [Example(("", "abcdef"[i]), (picture(20 + i, 20, 20),), f"letters/{i}", "CC0") for i in range(6)]
+
+
+def test_sources_take_turns_by_their_shares_and_each_has_epochs_of_its_own(stream, pairs, letters):
+  read = stream(pairs, letters, shares=(3, 1), batch_size=4)
+  found = texts(read, joined(take(read, 30)))
+  assert [text.isalpha() for text in found] == [False, False, True, False] * 30
+  numbers, named = [text for text in found if text.isdigit()], [text for text in found if text.isalpha()]
+  for own, size in ((numbers, 10), (named, 6)):
+    epochs = [own[at : at + size] for at in range(0, len(own), size)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(own[:size]))}
+    assert len(set(own[:size])) == size
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_sources_of_equal_size_have_orders_of_their_own(stream, pairs):
+  read = stream(pairs, pairs, batch_size=20)
+  [batch] = take(read, 1)
+  found = texts(read, batch)
+  assert sorted(found[::2]) == sorted(found[1::2])
+  assert found[::2] != found[1::2]
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("pack", [False, True])
+def test_several_sources_keep_hosts_and_resuming(stream, pairs, letters, hosts, pack):
+  settings = dict(shares=(2, 1), batch_size=8, pack=pack, media=3 if pack else 1, length=24, **FULL_COLOUR)
+  read = stream(pairs, letters, **settings)
+  alone = take(read, 6)
+  for host in range(hosts):
+    rows = slice(host * 8 // hosts, (host + 1) * 8 // hosts)
+    for share, whole in zip(take(read, 2, 4, host=host, hosts=hosts), alone[4:], strict=True):
+      assert_equal(share, {name: array[rows] for name, array in whole.items()})
+
+
+def test_rows_of_several_packed_sources_hold_pairs_of_one_alone(stream, pairs, letters):
+  read = stream(pairs, letters, shares=(1, 1), batch_size=1, pack=True, media=4, length=24)
+  rows = take(read, 2 * max(read.source_rows))
+  captions = [
+    [read.tokenizer.decode(batch["tokens"][batch["segments"] == pair]).strip() for pair in range(1, 5)]
+    for batch in rows
+  ]
+  assert all(caption.isdigit() for row in captions[::2] for caption in row if caption)
+  assert all(caption.isalpha() for row in captions[1::2] for caption in row if caption)
+  first_epoch = [caption for row in captions[::2][: read.source_rows[0]] for caption in row if caption]
+  assert sorted(first_epoch) == [str(i) for i in range(10)]
+
+
 @pytest.fixture(scope="module")
 def films(encode_film):
   """Ten films of half a second that grow brighter; the caption is the record's number."""
@@ -260,7 +415,7 @@ def films(encode_film):
 VIDEO = dict(medium="video", frames=4, frames_per_second=10.0, batch_size=5, flip=True)
 
 
-def test_a_truncated_film_is_a_masked_slot_and_changes_no_other_row(stream, films):
+def test_a_truncated_film_is_a_masked_slot_and_changes_no_other_row(stream, films, faults_of):
   cut = [*films[:3], Example(films[3].texts, (films[3].media[0][:-50],), "films/3", "CC0"), *films[4:]]
   whole = stream(films, **VIDEO)
   clean, found = joined(take(whole, 4)), joined(take(stream(cut, **VIDEO), 4))
@@ -273,7 +428,7 @@ def test_a_truncated_film_is_a_masked_slot_and_changes_no_other_row(stream, film
   assert faults_of(found) == {"broken_video": 2}
 
 
-def test_only_the_clip_of_a_film_is_read(stream, encode_film):
+def test_only_the_clip_of_a_film_is_read(stream, encode_film, faults_of):
   stairs = encode_film([Image.new("RGB", (32, 32), (8 * i,) * 3) for i in range(30)])
   halves = [
     Example(("", "0"), (stairs,), "films/0", "CC0", clip_start=0.0, clip_end=2.0),
@@ -438,6 +593,14 @@ def test_a_mixture_is_the_same_batch_of_every_stream(stream, pairs, pages):
     (dict(crop=0.0), ["streams.web.crop is 0.0"]),
     (dict(medium="video", crop=0.5), ["streams.web.crop is 0.5"]),
     (dict(weight=-1.0), ["streams.web.weight is -1.0"]),
+    (dict(frames_per_second=-1.0), ["streams.web.frames_per_second is -1.0"]),
+    (dict(maximum_skipped=1.5), ["streams.web.maximum_skipped is 1.5"]),
+    (dict(source=("a", "b"), shares=(3, 1)), []),
+    (dict(source=("a", "b")), []),
+    (dict(source=()), ["streams.web.source is empty"]),
+    (dict(source=("a", "b"), shares=(3,)), ["streams.web.shares has 1 numbers for 2 sources"]),
+    (dict(source=("a", "b"), shares=(3, 0)), ["streams.web.shares is (3, 0)"]),
+    (dict(source=("a", "b"), shares=(9999, 2)), ["streams.web.shares is (9999, 2)"]),
   ],
 )
 def test_all_faults_of_a_stream_are_told_at_once(settings, faults):

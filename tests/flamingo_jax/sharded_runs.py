@@ -15,13 +15,15 @@ from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
 from flamingo_jax.training.objectives import flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.step import initial_state, make_train_step, slot_shardings, split_shapes
+from flamingo_jax.training.tally import make_tally
 
 ROWS, LENGTH, STEPS = 8, 10, 4
+WEIGHTS = {"pages": 1.0, "captions": 0.5}  # of the streams' losses
 MODEL = FlamingoConfig(  # every length divides by eight
   vision=VitConfig(width=16, layers=1, heads=8, feed_forward_multiplier=2, image_size=8, patch_size=4),
   resampler=PerceiverResamplerConfig(layers=1, latents=3, heads=8, feed_forward_multiplier=2, frames=2),
-  cross_attention=GatedCrossAttentionConfig(every=2, offset=1, heads=8, head_width=4, feed_forward_multiplier=2),
-  language=DecoderConfig(vocabulary=32, width=16, layers=3, heads=8, key_value_heads=8, feed_forward_width=24),
+  cross_attention=GatedCrossAttentionConfig(every=2, heads=8, head_width=4, feed_forward_multiplier=2),
+  language=DecoderConfig(vocabulary=32, width=16, layers=2, heads=8, key_value_heads=8, feed_forward_width=24),
   dtype="float32",
 )
 
@@ -41,10 +43,12 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
   )
 
 
-def run(mesh: list[int], sharding: dict | None = None, remat: str = "none") -> list[float]:
-  """The loss of every step of a run of two streams, gates open from the first update on."""
-  model = dataclasses.replace(MODEL, remat=remat)
-  objective, weights = flamingo_objective(model), {"pages": 1.0, "captions": 0.5}
+def run(
+  mesh: list[int], sharding: dict | None = None, remat: str = "none", streams: tuple[str, ...] = ("pages",)
+) -> list[float]:
+  """The loss of every step of a run, gates open from the first update on."""
+  objective = flamingo_objective(dataclasses.replace(MODEL, remat=remat))
+  weights = {name: WEIGHTS[name] for name in streams}
   training = TrainingConfig(
     frozen_dtype="float32",
     optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=1),
@@ -73,3 +77,12 @@ def run(mesh: list[int], sharding: dict | None = None, remat: str = "none") -> l
       state, metrics = step(state, frozen, spread)
       found.append(float(metrics["loss"]))
   return found
+
+
+def tallied(mesh: list[int]) -> tuple[list[int], float]:
+  """What a job counts whose parts of the batch, from 0, skip 1, 2, ... and 0, 5, ... things, and whose processes wait
+  half a second, a second, ..."""
+  devices = make_mesh(MeshConfig(*mesh))
+  part, _ = data_hosts(devices)
+  counted, waited = jax.device_get(make_tally(devices)({"b": 5 * part, "a": 1 + part}, 0.5 * (1 + jax.process_index())))
+  return counted.tolist(), float(waited)

@@ -22,7 +22,6 @@ from flamingo_jax.training.loop import (
   Frozen,
   TrainingConfig,
   check_parameters,
-  check_rows,
   claim_workdir,
   train,
 )
@@ -72,17 +71,6 @@ def test_a_claim_that_was_interrupted_is_taken_up(tmp_path):
   claim_workdir(tmp_path, CONFIG)
   assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
   assert not (tmp_path / "config.json.new").exists()
-
-
-@pytest.mark.parametrize(("replica", "fsdp"), [(2, 2), (4, 1), (1, 4)])
-def test_batches_that_do_not_divide_are_named_at_once(replica, fsdp):
-  mesh = types.SimpleNamespace(shape=dict(replica=replica, fsdp=fsdp, model=3))
-  check_rows({"pages": 8, "captions": 4}, mesh)
-  with pytest.raises(UserError) as error:
-    check_rows({"pages": 6, "captions": 8, "videos": 2}, mesh)
-  faults = str(error.value).splitlines()
-  assert [fault.split(" is ")[0] for fault in faults] == ["streams.pages.batch_size", "streams.videos.batch_size"]
-  assert all("a multiple of 4" in fault for fault in faults)
 
 
 def test_frozen_weights_that_do_not_fit_are_named_at_once():

@@ -12,104 +12,117 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPT = """
-import json, sys
+import gc, json, sys
+gc.disable()  # nothing here lives long, and tracing makes much of it
 import jax
 if sys.argv[2:]:
   address, count, index = sys.argv[2:]
   jax.distributed.initialize(address, int(count), int(index))
 jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, "tests/flamingo_jax")
-from sharded_runs import run
-print("LOSSES", json.dumps([run(**settings) for settings in json.loads(sys.argv[1])]))
+from sharded_runs import run, tallied
+settings = json.loads(sys.argv[1])
+losses, tallies = [run(**setting) for setting in settings], [tallied(setting["mesh"]) for setting in settings]
+print(json.dumps(dict(losses=losses, tallies=tallies)))
 """
-ONE = dict(mesh=[1, 1, 1])
+ONE, BOTH = dict(streams=["pages"]), dict(streams=["pages", "captions"])
 
 
-def command(settings: list[dict], *where: object) -> list[str]:
-  return [sys.executable, "-c", SCRIPT, json.dumps(settings), *map(str, where)]
-
-
-def environment(devices: int) -> dict[str, str]:
-  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-
-
-def losses(output: str) -> np.ndarray:
-  (line,) = [line for line in output.splitlines() if line.startswith("LOSSES ")]
-  return np.asarray(json.loads(line.removeprefix("LOSSES ")))
-
-
-def on_devices(count: int, settings: list[dict]) -> np.ndarray:
-  """The losses [run, step] of runs on virtual devices."""
-  done = subprocess.run(
-    command(settings), cwd=ROOT, env=environment(count), capture_output=True, text=True, timeout=600
+def start(devices: int, settings: list[dict], *where: object) -> subprocess.Popen:
+  """A process that runs all settings on virtual devices; compiled without fusion, in a third of the time."""
+  flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false"
+  return subprocess.Popen(
+    [sys.executable, "-c", SCRIPT, json.dumps(settings), *map(str, where)],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return losses(done.stdout)
 
 
-def over_processes(count: int, devices: int, settings: list[dict]) -> np.ndarray:
-  """The same from real processes of `devices` virtual devices each, which must agree among themselves."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
-  processes = [
-    subprocess.Popen(
-      command(settings, address, count, index),
-      cwd=ROOT,
-      env=environment(devices),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(count)
-  ]
+def results(processes: list[subprocess.Popen]) -> list[dict[str, list]]:
+  """What each process prints of its runs: the losses of every step, and what was counted and waited for."""
   outputs = [process.communicate(timeout=600) for process in processes]
-  assert [process.returncode for process in processes] == [0] * count, outputs[0][1][-3000:]
-  found = [losses(output) for output, _ in outputs]
-  assert all(np.array_equal(found[0], other) for other in found)
-  return found[0]
+  for process, (_, errors) in zip(processes, outputs, strict=True):
+    assert process.returncode == 0, errors[-3000:]
+  return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+def losses(processes: list[subprocess.Popen]) -> list[list[list[float]]]:
+  return [found["losses"] for found in results(processes)]
 
 
 @pytest.fixture(scope="module")
-def alone() -> np.ndarray:
-  """The losses on one device, which fall."""
-  (found,) = on_devices(1, [ONE])
-  assert found[-1] < found[0]
-  return found
+def few() -> dict[int, list[list[float]]]:
+  """The losses on one, two and four devices: of one stream, and on one device of both streams, too."""
+  settings = {
+    1: [ONE | dict(mesh=[1, 1, 1]), BOTH | dict(mesh=[1, 1, 1])],
+    2: [ONE | dict(mesh=[2, 1, 1])],
+    4: [ONE | dict(mesh=[1, 2, 2])],
+  }
+  found = losses([start(devices, runs) for devices, runs in settings.items()])
+  return dict(zip(settings, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def alone(few) -> dict[int, list[float]]:
+  """The losses on one device by the number of streams; they fall."""
+  one, both = few[1]
+  assert one[-1] < one[0]
+  assert both[-1] < both[0]
+  return {1: one, 2: both}
+
+
+def agree(alone, settings: list[dict], found: list[list[float]]) -> None:
+  for setting, run in zip(settings, found, strict=True):
+    np.testing.assert_allclose(run, alone[len(setting["streams"])], rtol=1e-5, err_msg=str(setting))
 
 
 SHAPES_OF_EIGHT = [[r, f, 8 // r // f] for r in (1, 2, 4, 8) for f in (1, 2, 4, 8) if r * f <= 8]
 
 
-def test_every_mesh_shape_of_eight_devices_draws_the_same_losses(alone):
+def test_two_and_four_devices_draw_the_losses_of_one(alone, few):
+  np.testing.assert_allclose([few[2][0], few[4][0]], [alone[1]] * 2, rtol=1e-5)
+
+
+def test_every_mesh_shape_of_eight_devices_draws_them_too(alone):
   assert len(SHAPES_OF_EIGHT) == 10
-  for shape, found in zip(SHAPES_OF_EIGHT, on_devices(8, [dict(mesh=s) for s in SHAPES_OF_EIGHT]), strict=True):
-    np.testing.assert_allclose(found, alone, rtol=1e-5, err_msg=str(shape))
-
-
-@pytest.mark.parametrize(("devices", "shapes"), [(2, [[2, 1, 1]]), (4, [[1, 2, 2]])])
-def test_two_and_four_devices_draw_them_too(alone, devices, shapes):
-  for found in on_devices(devices, [dict(mesh=shape) for shape in shapes]):
-    np.testing.assert_allclose(found, alone, rtol=1e-5)
+  settings = [ONE | dict(mesh=shape) for shape in SHAPES_OF_EIGHT]
+  halves = settings[::2], settings[1::2]
+  for half, found in zip(halves, losses([start(8, half) for half in halves]), strict=True):
+    agree(alone, half, found)
 
 
 def test_no_setting_of_sharding_or_remat_changes_them(alone):
-  """ZeRO-1, fully sharded, tensor-parallel alone, frozen parts whole; and activations computed again."""
-  settings = [
-    dict(mesh=[2, 2, 2], sharding=dict(trainable="model", optimizer="fsdp", frozen="model")),
-    dict(mesh=[1, 4, 2], sharding=dict(trainable="fsdp", optimizer="fsdp", frozen="model")),
-    dict(mesh=[1, 4, 2], remat="full"),
-    dict(mesh=[2, 4, 1], remat="dots"),
-  ]
-  for setting, found in zip(settings, on_devices(8, settings), strict=True):
-    np.testing.assert_allclose(found, alone, rtol=1e-5, err_msg=str(setting))
+  """ZeRO-1 and frozen parts whole beside fully sharded trained ones; and activations computed again."""
+  zero = BOTH | dict(mesh=[2, 2, 2], sharding=dict(trainable="model", optimizer="fsdp", frozen="model"), remat="dots")
+  whole = BOTH | dict(mesh=[1, 4, 2], sharding=dict(trainable="fsdp", optimizer="fsdp", frozen="model"), remat="full")
+  for setting, found in zip((zero, whole), losses([start(8, [zero]), start(8, [whole])]), strict=True):
+    agree(alone, [setting], found)
 
 
-@pytest.mark.parametrize(
-  ("processes", "devices", "shapes"), [(2, 2, [[4, 1, 1], [1, 1, 4]]), (4, 1, [[1, 4, 1], [2, 1, 2]])]
-)
-def test_real_processes_draw_the_same_losses(alone, processes, devices, shapes):
-  """Rows over the processes, parameters over them, and one model over all or some, which then read the same rows."""
-  settings = [dict(mesh=shape) for shape in shapes]
-  for setting, found in zip(settings, over_processes(processes, devices, settings), strict=True):
-    np.testing.assert_allclose(found, alone, rtol=1e-5, err_msg=str(setting))
+def over_processes(count: int, devices: int, settings: list[dict]) -> dict[str, list]:
+  """The results of real processes of `devices` virtual devices each, which must agree among themselves."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  first, *others = results([start(devices, settings, address, count, index) for index in range(count)])
+  assert all(other == first for other in others)
+  return first
+
+
+def test_two_processes_draw_the_same_losses_and_put_their_counts_together(alone):
+  """Rows over both; and one model over both, which then read the same rows and count them once (see `tallied`)."""
+  settings = [BOTH | dict(mesh=[4, 1, 1]), ONE | dict(mesh=[1, 1, 4])]
+  found = over_processes(2, 2, settings)
+  agree(alone, settings, found["losses"])
+  assert found["tallies"] == [[[1 + 2, 0 + 5], 1.0], [[1, 0], 1.0]]
+
+
+def test_four_processes_draw_them_too(alone):
+  """Rows and one model over pairs of them, parameters over all."""
+  settings = [ONE | dict(mesh=[1, 2, 2])]
+  found = over_processes(4, 1, settings)
+  agree(alone, settings, found["losses"])
+  assert found["tallies"] == [[[1 + 2, 0 + 5], 2.0]]

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipelines.media import CAUSES
 from data_pipelines.stream import StreamConfig
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import content_hash, save_model
@@ -19,7 +18,7 @@ from flamingo_jax.training.checkpoints import Checkpoints
 from flamingo_jax.training.loop import TrainingConfig, check_parameters
 from flamingo_jax.training.step import State, split_shapes
 from launch.config import load_config
-from launch.experiment import read_experiment, split_faults
+from launch.experiment import read_experiment
 from launch.importing import import_checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -177,16 +176,6 @@ def test_the_base_config_names_every_field(name):
   compare(experiment.training, training, "training")
   for stream in config["streams"].values():
     assert {field.name for field in dataclasses.fields(StreamConfig)} == stream.keys()
-
-
-def test_what_was_skipped_becomes_counts_by_stream_and_cause():
-  faults = np.zeros((3, len(CAUSES)), np.int32)
-  faults[0, 1], faults[2, 1], faults[1, 4] = 1, 2, 1
-  batch = dict(tokens=np.ones((3, 2)), faults=faults)
-  batches, counts = split_faults({"pages": batch, "captions": batch | dict(faults=0 * faults)})
-  assert counts == {f"skipped/pages/{CAUSES[1]}": 3, f"skipped/pages/{CAUSES[4]}": 1}
-  assert {name: list(stripped) for name, stripped in batches.items()} == {"pages": ["tokens"], "captions": ["tokens"]}
-  assert "faults" in batch
 
 
 @pytest.fixture(scope="module")

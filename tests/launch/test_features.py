@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from data_pipelines.faults import decode_faults
 from data_pipelines.features import DTYPES, FeaturesInfo, decode_features, encode_features
-from data_pipelines.media import CAUSES, MediaError, decode_image
+from data_pipelines.media import MediaError, decode_image
 from data_pipelines.schema import parse
 from data_pipelines.shards import open_shards, read_manifest, write_shards
 from flamingo_jax.errors import UserError
@@ -153,25 +154,33 @@ def test_a_record_keeps_what_the_encoder_says_of_each_of_its_pictures(pixels, to
   plain = pixels.streams("heldout", training=False)["captions"]
   shards = {dtype: open_shards(folder / dtype / "captions/heldout") for dtype in DTYPES}
   for index in range(RECORDS["captions"]):
-    pair = parse(plain.shards[index])
+    pair = parse(plain.sources[index])
     kept = {dtype: parse(one[index]) for dtype, one in shards.items()}
     assert all(dataclasses.replace(example, media=pair.media) == pair for example in kept.values())
     features = np.asarray(apply(nested(tower[1]), decode_image(pair.media[0], 32)[None]))
     found = load(kept["float32"].media[0])["features"]
     np.testing.assert_allclose(found, features, atol=1e-5)
-    rounded, _ = decode_features(kept["bfloat16"].media[0], FeaturesInfo("", "bfloat16", 1, 16, 32))
+    rounded = decode_features(kept["bfloat16"].media[0], FeaturesInfo("", "bfloat16", 1, 16, 32))
     np.testing.assert_array_equal(rounded, found.astype(DTYPES["bfloat16"]))
 
 
-def test_frames_that_a_film_does_not_have_are_masked():
-  info = FeaturesInfo("", "float32", 3, 2, 4)
+def test_a_film_has_the_features_of_the_frames_that_it_has():
   stored = np.arange(16, dtype=np.float32).reshape(2, 2, 4)
-  features, exists = decode_features(encode_features(stored), info)
-  np.testing.assert_array_equal(features, np.concatenate([stored, np.zeros((1, 2, 4))]))
-  assert exists.tolist() == [True, True, False]
+  features = decode_features(encode_features(stored), FeaturesInfo("", "float32", 3, 2, 4))
+  np.testing.assert_array_equal(features, stored)
 
 
-@pytest.mark.parametrize("stored", [b"", b"\x89PNG", np.zeros((1, 2, 5), "f"), np.zeros((1, 2, 4), DTYPES["bfloat16"])])
+@pytest.mark.parametrize(
+  "stored",
+  [
+    b"",
+    b"\x89PNG",
+    np.zeros((1, 2, 5), "f"),
+    np.zeros((2, 2, 4), "f"),
+    np.zeros((), "f"),
+    np.zeros((1, 2, 4), DTYPES["bfloat16"]),
+  ],
+)
 def test_what_are_no_features_of_the_stream_is_a_bad_record(stored):
   encoded = stored if isinstance(stored, bytes) else encode_features(stored)
   with pytest.raises(MediaError) as error:
@@ -192,12 +201,13 @@ def test_a_medium_that_could_not_be_decoded_stays_one_and_a_damaged_record_is_le
   path.write_bytes(data)
   changed = overrides | {"streams.captions.source": str(tmp_path / "broken")}
   assert main(command(changed, "captions", tmp_path / "captions")) == 0
-  assert read_manifest(tmp_path / "captions/train")["statistics"] == {"bad_record": 1, "broken_image": 1}
+  assert read_manifest(tmp_path / "captions/train")["statistics"] == {"broken_image": 1, "damaged_shard": 1}
   assert read_manifest(tmp_path / "captions/heldout")["statistics"] == {"broken_image": 1}
   experiment = read_experiment(features_config(overrides, tmp_path, "captions"), "mine.py")
   rows = list(experiment.streams("train", training=False)["captions"].rows())
   assert [bool(row["media_mask"].any()) for row in rows] == [True, True, False, True, True]
-  assert [int(row["faults"][CAUSES.index("broken_image")]) for row in rows] == [0, 0, 1, 0, 0]
+  [_, _, [fault], _, _] = decode_faults([row["faults"].item() for row in rows])
+  assert (fault.cause, fault.record, fault.medium) == ("broken_image", 2, 0)
   assert not rows[2]["media"].any()
 
 
