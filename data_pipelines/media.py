@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -18,6 +19,7 @@ JPEG_START, EXIF = b"\xff\xd8\xff", b"Exif\0\0"
 PADDING = 128  # of all colours: the mean value after normalization to -1..1
 
 cv2.setNumThreads(1)  # pictures are spread over threads already
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage: what it breaks is counted
 
 # All that Pillow's decoders are known to raise on a damaged file.
 DECODE_ERRORS = (
@@ -172,7 +174,8 @@ def pad_into(padded: np.ndarray, pictures: np.ndarray) -> None:
   """The same, written to `padded`."""
   size, (height, width) = padded.shape[-2], pictures.shape[-3:-1]
   top, left = (size - height) // 2, (size - width) // 2
-  padded[...] = PADDING
+  padded[..., :top, :, :] = padded[..., top + height :, :, :] = PADDING
+  padded[..., top : top + height, :left, :] = padded[..., top : top + height, left + width :, :] = PADDING
   padded[..., top : top + height, left : left + width, :] = pictures
 
 

@@ -12,6 +12,7 @@ every epoch of equally many rows.
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -33,6 +34,8 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.ops.labels import chunk_weights
 
 Batch = dict[str, np.ndarray]
+Pool = concurrent.futures.Executor
+ALIGNMENT = 64  # bytes
 AT_ONCE = 4  # rows that a thread takes
 LONGEST_CYCLE = 10_000  # turns of all sources
 
@@ -121,14 +124,14 @@ class Stream:
   seed: int
   training: bool
 
-  def batches(self, start: int = 0, *, host: int = 0, hosts: int = 1, threads: int | None = None) -> Iterator[Batch]:
+  def batches(self, start: int = 0, *, host: int = 0, hosts: int = 1, pool: Pool | None = None) -> Iterator[Batch]:
     """Batches start, start + 1, ...: this host's rows of each, as numpy arrays (docs/batch.md).
 
     Args:
       start: the first step.
       host: which part of each batch to read.
       hosts: of how many parts.
-      threads: that decode, which changes no batch; None: one for each core.
+      pool: whose threads read and decode, however many; None: one of its own.
 
     Raises:
       UserError: the global batch does not divide by the number of hosts.
@@ -139,7 +142,7 @@ class Stream:
       )
     local = self.config.batch_size // hosts
     shapes = {name: (dtype, (local, *shape)) for name, (dtype, shape) in self.shapes().items()}
-    pool = concurrent.futures.ThreadPoolExecutor(threads or cores(), thread_name_prefix="decode")
+    pool = pool or decoding_pool()
 
     def read(step: np.ndarray) -> list[np.ndarray]:
       first = int(step) * self.config.batch_size + host * local
@@ -159,7 +162,7 @@ class Stream:
     options.threading.private_threadpool_size = 2
     return batches.with_options(options).as_numpy_iterator()
 
-  def batch(self, positions: np.ndarray, pool: concurrent.futures.Executor) -> Batch:
+  def batch(self, positions: np.ndarray, pool: Pool) -> Batch:
     """The rows at some positions, int64 [B], read by the threads of a pool."""
     batch = self.empty(len(positions))
     records = self.records(positions)
@@ -258,7 +261,7 @@ class Stream:
 
   def empty(self, rows: int) -> Batch:
     """So many rows of padding."""
-    batch = {name: np.zeros((rows, *shape), dtype) for name, (dtype, shape) in self.shapes().items()}
+    batch = {name: aligned_zeros((rows, *shape), dtype) for name, (dtype, shape) in self.shapes().items()}
     batch["media_index"] -= 1
     return batch
 
@@ -403,13 +406,30 @@ class Stream:
     return pictures
 
 
+def aligned_zeros(shape: tuple[int, ...], dtype: type | np.dtype) -> np.ndarray:
+  """Zeros at an address that TensorFlow takes over as it is; others it copies."""
+  dtype = np.dtype(dtype)
+  if dtype.hasobject:
+    return np.zeros(shape, dtype)
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.zeros(size + ALIGNMENT, np.uint8)
+  first = -memory.ctypes.data % ALIGNMENT
+  return memory[first : first + size].view(dtype).reshape(shape)
+
+
 def cores() -> int:
   """How many this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def decoding_pool() -> Pool:
+  """A thread for each core."""
+  return concurrent.futures.ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+
+
 def mixture(streams: dict[str, Stream], start: int, *, host: int = 0, hosts: int = 1) -> Iterator[dict[str, Batch]]:
   """Batch `start`, `start + 1`, ... of every stream at once: their gradients accumulate into one update."""
-  iterators = {name: stream.batches(start, host=host, hosts=hosts) for name, stream in streams.items()}
+  pool = decoding_pool()
+  iterators = {name: stream.batches(start, host=host, hosts=hosts, pool=pool) for name, stream in streams.items()}
   while True:
     yield {name: next(iterator) for name, iterator in iterators.items()}

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -111,8 +112,9 @@ def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(stream, pairs):
 def test_the_number_of_threads_changes_nothing(stream, pages, threads):
   settings = dict(layout="interleaved", media=2, batch_size=9, **FULL_COLOUR)
   read = stream(pages, **settings)
-  for left, right in zip(take(read, 4, threads=threads), take(read, 4, threads=3), strict=True):
-    assert_equal(left, right)
+  with ThreadPoolExecutor(threads) as some, ThreadPoolExecutor(3) as three:
+    for left, right in zip(take(read, 4, pool=some), take(read, 4, pool=three), strict=True):
+      assert_equal(left, right)
 
 
 def test_a_far_step_reads_no_more_than_the_first_one(stream, pairs, monkeypatch):
@@ -124,7 +126,7 @@ def test_a_far_step_reads_no_more_than_the_first_one(stream, pairs, monkeypatch)
     indices.clear()
     [batch] = take(read, 1, step)
     assert set(texts(read, batch)) <= {str(i) for i in range(10)}
-    assert 4 <= len(indices) <= 50
+    assert 4 <= len(indices) <= 100
 
 
 @pytest.mark.parametrize("start", [1, 4])

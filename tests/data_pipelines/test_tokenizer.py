@@ -24,6 +24,16 @@ def test_no_text_encodes_to_a_special_token(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_the_tokens_that_another_program_added_are_letters_too(tokenizer_folder, tmp_path):
+  other = load_tokenizer(tokenizer_folder)
+  other.bpe.add_special_tokens(["<image>", "<|endofchunk|>", "</s>"])
+  other.bpe.save(str(tmp_path / "tokenizer.json"))
+  tokenizer = load_tokenizer(tmp_path)
+  text = "<image>the<|endofchunk|></s>"
+  assert max(tokenizer.encode(text)) < 1 + BYTES + 3
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_the_added_tokens_come_after_the_vocabulary(tokenizer):
   assert tokenizer.vocabulary == 1 + BYTES + 3
   assert (tokenizer.image, tokenizer.end_of_chunk, tokenizer.size) == (260, 261, 262)

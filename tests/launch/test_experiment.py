@@ -71,6 +71,24 @@ def test_paths_in_the_record_do_not_depend_on_the_folder(tiny, tmp_path, monkeyp
   assert tiny == before
 
 
+def test_a_stream_of_several_sources_survives_its_own_record(tiny, quickstart_data, tmp_path, monkeypatch):
+  tiny["streams"]["captions"].update(source=("data/quickstart/streams/captions", "data/b"), shares=(3, 1))
+  monkeypatch.chdir(tmp_path)
+  raw = read_experiment(tiny, "tiny.py").raw
+  config = read_experiment(json.loads(json.dumps(raw)), "config.json").stream_configs["captions"]
+  assert config.sources == (str(tmp_path / "data/quickstart/streams/captions"), str(tmp_path / "data/b"))
+  assert config.shares == (3, 1)
+
+
+def test_all_sources_of_a_stream_are_opened(tiny, quickstart_data):
+  captions = str(quickstart_data / "streams" / "captions")
+  tiny["streams"] = dict(captions=tiny["streams"]["captions"] | dict(source=(captions, captions), shares=(2, 1)))
+  tiny["tokenizer"]["path"] = str(quickstart_data / "language_model")
+  stream = read_experiment(tiny, "tiny.py").streams("train", training=True)["captions"]
+  assert [len(part) for part in stream.sources.parts] == [len(stream.sources) // 2] * 2
+  assert next(stream.batches())["media_mask"].any()
+
+
 def test_another_objective_is_refused_with_those_that_are(tiny):
   assert faults_of(tiny | {"objective": "gan"}) == ["objective is 'gan'; it is one of flamingo, contrastive."]
 
@@ -130,6 +148,10 @@ def changed(config: dict, path: str, value) -> dict:
     ("streams.captions.crop", 0.0),
     ("streams.captions.weight", -1.0),
     ("streams.captions.length", 3),
+    ("streams.captions.source", 7),
+    ("streams.captions.source", ()),
+    ("streams.captions.shares", (3, 1)),
+    ("streams.captions.maximum_skipped", -0.1),
     ("model.language.extra_tokens", 1),
     ("model.cross_attention.every", 0),
     ("model.cross_attention.offset", 5),
