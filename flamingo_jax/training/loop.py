@@ -21,7 +21,14 @@ from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.prefetch import HostBatches, placed
 from flamingo_jax.training.progress import TrainingProgress
-from flamingo_jax.training.step import State, initial_state, make_train_step, slot_shardings, split_shapes
+from flamingo_jax.training.step import (
+  State,
+  boxed_shapes,
+  initial_state,
+  make_train_step,
+  slot_shardings,
+  split_shapes,
+)
 from flamingo_jax.training.tally import make_tally
 
 
@@ -166,7 +173,7 @@ def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int]
   Raises:
     UserError: all that does not fit, and the nearest meshes that do.
   """
-  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  boxed = boxed_shapes(objective)
   spread = "fsdp" if "fsdp" in dataclasses.astuple(config.sharding) else "model"  # the former cuts all the latter does
   lengths = cut_lengths(boxed, parameter_specs(boxed, spread))
   faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths)

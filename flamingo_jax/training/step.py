@@ -1,5 +1,6 @@
 """One update: the gradients of all streams accumulate, are clipped once, and move the trainable parameters."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -25,6 +26,12 @@ class State:
   optimizer_state: optax.OptState
 
 
+@functools.lru_cache(maxsize=4)  # tracing a model takes seconds, and it would be done anew under every mesh
+def boxed_shapes(objective: Objective) -> dict:
+  """The shapes of all parameters, boxed with their logical axes; nothing is allocated."""
+  return jax.eval_shape(objective.initialize, jax.random.key(0))
+
+
 def is_trainable(path: str, patterns: tuple[str, ...]) -> bool:
   return any(re.search(pattern, path) for pattern in patterns)
 
@@ -38,7 +45,7 @@ def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...], sh
   Raises:
     UserError: a pattern that names no parameter.
   """
-  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  boxed = boxed_shapes(objective)
   shapes = flat(boxed)
   for pattern in patterns:
     if not any(re.search(pattern, path) for path in shapes):
@@ -58,7 +65,7 @@ def slot_shardings(
   objective: Objective, mesh: Mesh, patterns: tuple[str, ...], sharding: ShardingConfig = FULLY_SHARDED
 ) -> dict[str, NamedSharding]:
   """Where the gradient and the optimizer's slots of each trained parameter lie."""
-  boxed = jax.eval_shape(objective.initialize, jax.random.key(0))
+  boxed = boxed_shapes(objective)
   found = parameter_shardings(boxed, mesh, sharding.optimizer)
   return {path: where for path, where in found.items() if is_trainable(path, patterns)}
 

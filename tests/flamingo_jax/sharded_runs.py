@@ -1,6 +1,7 @@
 """A small training run that the tests of sharding start in processes of their own."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_hosts, global_batch, make_mesh
 from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
-from flamingo_jax.training.objectives import flamingo_objective
+from flamingo_jax.training.objectives import Objective, flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.step import initial_state, make_train_step, slot_shardings, split_shapes
 from flamingo_jax.training.tally import make_tally
@@ -43,11 +44,16 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
   )
 
 
+@functools.cache
+def objective_with(remat: str) -> Objective:
+  return flamingo_objective(dataclasses.replace(MODEL, remat=remat))
+
+
 def run(
   mesh: list[int], sharding: dict | None = None, remat: str = "none", streams: tuple[str, ...] = ("pages",)
 ) -> list[float]:
   """The loss of every step of a run, gates open from the first update on."""
-  objective = flamingo_objective(dataclasses.replace(MODEL, remat=remat))
+  objective = objective_with(remat)
   weights = {name: WEIGHTS[name] for name in streams}
   training = TrainingConfig(
     frozen_dtype="float32",
