@@ -3,12 +3,11 @@
 import collections
 import dataclasses
 
-import jax
 import numpy as np
 
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.training.objectives import Objective
-from flamingo_jax.training.step import is_trainable
+from flamingo_jax.training.step import boxed_shapes, is_trainable
 
 PARTS = (  # as the paper counts them (table 1), in the order of the data
   "vision encoder",
@@ -24,7 +23,7 @@ PARTS = (  # as the paper counts them (table 1), in the order of the data
 def parameter_counts(objective: Objective, trainable: tuple[str, ...]) -> dict[str, tuple[int, int]]:
   """Part -> (trained, frozen) numbers of parameters, in the order of PARTS."""
   counts: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-  for path, shape in flat(jax.eval_shape(objective.initialize, jax.random.key(0))).items():
+  for path, shape in flat(boxed_shapes(objective)).items():
     counts[part(path)][0 if is_trainable(path, trainable) else 1] += int(np.prod(shape.shape))
   return {name: (counts[name][0], counts[name][1]) for name in PARTS if name in counts}
 

@@ -1,6 +1,7 @@
 """The train loop: one for every objective, read top to bottom. Files, logs and devices are touched here only."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import time
@@ -139,7 +140,7 @@ def train(
     with TrainingProgress(objective.name, config.total_steps, start, active=leads) as progress:
       progress.say(opening(objective, config, mesh, state, held, start))
       extra = {} if start else prefixed("baseline", evaluate({**state.trainable, **held}, mesh, True))
-      batches = placed(feed.batches_from(start), mesh)
+      batches = placed(itertools.islice(feed.batches_from(start), config.total_steps - start), mesh)
       for step in range(start + 1, config.total_steps + 1):
         began = time.perf_counter()
         step_batches, counts = next(batches)
