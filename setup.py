@@ -23,6 +23,7 @@ extras = {
     "tokenizers>=0.19",
   ],
   "gguf": ["gguf>=0.10"],
+  "plan": ["libtpu"],
   "report": ["bokeh>=3.4", "jinja2>=3.1", "pillow>=10", "pyyaml>=6"],
   "torch": ["torch>=2.6"],
   "tpu": ["jax[tpu]"],
@@ -30,7 +31,7 @@ extras = {
 }
 extras["quickstart"] = extras["data"] + extras["gguf"] + extras["report"]
 extras["peers"] = extras["torch"] + ["accelerate>=1", "transformers>=4.45,<5"]
-extras["dev"] = extras["quickstart"] + ["beartype>=0.18", "hypothesis>=6", "pytest>=8", "ruff>=0.6"]
+extras["dev"] = extras["quickstart"] + extras["plan"] + ["beartype>=0.18", "hypothesis>=6", "pytest>=8", "ruff>=0.6"]
 
 setup(
   name="flamingo_jax",

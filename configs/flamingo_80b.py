@@ -9,5 +9,11 @@ def get_config():
   config.model.language = language.chinchilla_70b()
   config.model.resampler.output_width = config.model.language.width
   config.model.cross_attention.update(every=7, heads=64)
-  config.mesh.update(fsdp=1, model=16)
+  # ZeRO-1 over 4 x 16 chips: weights are cut over the 16 alone, so that none is gathered in the forward pass.
+  config.mesh.update(fsdp=4, model=16)
+  config.sharding.update(trainable="model", frozen="model")
+  config.model.remat = "full"
+  # On 1,536 chips there are 96 parts of a batch; these are its multiples next to the 3B's.
+  for name, rows in dict(m3w=288, align=576, ltip=576, vtp=96).items():
+    config.streams[name].batch_size = rows
   return config

@@ -70,10 +70,14 @@ def make_parser() -> argparse.ArgumentParser:
 
   plan = add(
     verbs, run_plan, "plan", "say what a config will need; reads the config alone",
-    "flamingo plan --config=configs/flamingo_80b.py --parameters",
+    "flamingo plan --config=configs/flamingo_80b.py --topology=v4:8x12x16",
   )  # fmt: skip
   plan.add_argument("--config", required=True, help="a Python file with get_config()")
-  plan.add_argument("--parameters", action="store_true", required=True, help="how many there are, part by part")
+  what = plan.add_mutually_exclusive_group(required=True)
+  what.add_argument("--parameters", action="store_true", help="how many there are, part by part")
+  what.add_argument("--topology", help="compile the step for a slice of TPUs, such as v5e:8x8; no TPU is needed")
+  plan.add_argument("--search", type=int, nargs="?", const=8, metavar="N", help="rank N settings nearby (%(const)s)")
+  plan.add_argument("--steps", type=int, help="whose days are counted (the config's total_steps)")
   plan.add_argument("--json", action="store_true", help="print one JSON object with the exact numbers")
 
   generate = add(
@@ -149,9 +153,19 @@ def run_train(options) -> None:
 
 
 def run_plan(options) -> None:
-  from launch.planning import plan_parameters
+  if options.parameters:
+    if options.search or options.steps:
+      raise UserError("--parameters: --search and --steps go with --topology.")
+    from launch.planning import plan_parameters
 
-  plan_parameters(options.config, options.overrides, as_json=options.json)
+    plan_parameters(options.config, options.overrides, as_json=options.json)
+    return
+  from launch.plan_step import plan_search, plan_step
+
+  if options.search:
+    plan_search(options.config, options.overrides, options.topology, options.search, as_json=options.json)
+  else:
+    plan_step(options.config, options.overrides, options.topology, options.steps, as_json=options.json)
 
 
 def run_generate(options) -> None:

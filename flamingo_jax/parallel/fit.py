@@ -150,8 +150,13 @@ def advice(asked: Sizes, devices: int, rows: dict[str, int], lengths: list[Lengt
   return f"Nearest meshes of {devices} devices that fit{condition}: {'; '.join(map(described, found))}."
 
 
-def nearest(asked: Sizes, devices: int, rows: dict[str, int], lengths: list[Length], count: int = 3) -> list[Sizes]:
-  """The meshes of the devices that are least far from the one asked for; far is the product of all changes of size."""
+def nearest(
+  asked: Sizes, devices: int, rows: dict[str, int], lengths: list[Length], count: int | None = 3
+) -> list[Sizes]:
+  """The meshes of the devices that are least far from the one asked for; far is the product of all changes of size.
+
+  None for `count`: all that fit.
+  """
 
   def distance(mesh: Sizes) -> Fraction:
     return math.prod(Fraction(max(mesh[axis], size), min(mesh[axis], size)) for axis, size in asked.items() if size > 0)

@@ -1,11 +1,13 @@
 """The device mesh and the one table that says how arrays lie on it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from flamingo_jax.errors import UserError
@@ -47,18 +49,20 @@ class ShardingConfig:
 FULLY_SHARDED = ShardingConfig()
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-  """All devices of the job as one mesh.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Devices as one mesh; those of the job unless others are given.
 
   Raises:
     UserError: the axes do not multiply to the number of devices.
   """
-  asked, devices = dataclasses.asdict(config), jax.device_count()
-  sizes = complete(asked, devices)
+  asked, count = dataclasses.asdict(config), jax.device_count() if devices is None else len(devices)
+  sizes = complete(asked, count)
   if sizes is None:
-    raise UserError("\n".join(fit_faults(asked, devices, rows={}, lengths=[])))
+    raise UserError("\n".join(fit_faults(asked, count, rows={}, lengths=[])))
   shape = tuple(sizes[axis] for axis in AXES)
-  return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  # An axis of the mesh may take part of an axis of the torus: 4 x 16 devices of a slice of 8 x 12 x 16, say.
+  placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters
-from flamingo_jax.parallel.fit import cut_lengths, fit_faults
+from flamingo_jax.parallel.fit import Length, cut_lengths, fit_faults
 from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, make_mesh, parameter_specs, place
 from flamingo_jax.training.checkpoints import Checkpoints
 from flamingo_jax.training.metrics import MetricsLog
@@ -26,6 +26,7 @@ from flamingo_jax.training.step import (
   State,
   boxed_shapes,
   initial_state,
+  jitted,
   make_train_step,
   slot_shardings,
   split_shapes,
@@ -123,11 +124,7 @@ def train(
     fresh = initial_state(objective, optimizer, mesh, config.trainable, config.seed, config.sharding)
     state = begin_from(frozen.start, fresh)
     placement = slot_shardings(objective, mesh, config.trainable, config.sharding)
-    step_function = jax.jit(
-      make_train_step(objective, optimizer, rate, feed.weights, placement),
-      donate_argnums=0,
-      out_shardings=(jax.tree.map(lambda array: array.sharding, state), None),
-    )
+    step_function = jitted(make_train_step(objective, optimizer, rate, feed.weights, placement), state)
     leads = jax.process_index() == 0
     if leads:
       claim_workdir(workdir, record)
@@ -174,12 +171,16 @@ def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int]
   Raises:
     UserError: all that does not fit, and the nearest meshes that do.
   """
-  boxed = boxed_shapes(objective)
-  spread = "fsdp" if "fsdp" in dataclasses.astuple(config.sharding) else "model"  # the former cuts all the latter does
-  lengths = cut_lengths(boxed, parameter_specs(boxed, spread))
-  faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths)
+  faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths_to_cut(objective, config.sharding))
   if faults:
     raise UserError("\n".join(faults))
+
+
+def lengths_to_cut(objective: Objective, sharding: ShardingConfig) -> list[Length]:
+  """What of a model has to divide by the mesh."""
+  boxed = boxed_shapes(objective)
+  spread = "fsdp" if "fsdp" in dataclasses.astuple(sharding) else "model"  # the former cuts all the latter does
+  return cut_lengths(boxed, parameter_specs(boxed, spread))
 
 
 def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: TrainingConfig) -> Parameters:

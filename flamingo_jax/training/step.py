@@ -70,6 +70,33 @@ def slot_shardings(
   return {path: where for path, where in found.items() if is_trainable(path, patterns)}
 
 
+def abstract_state(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  patterns: tuple[str, ...],
+  sharding: ShardingConfig = FULLY_SHARDED,
+) -> State:
+  """Shapes, dtypes and shardings of a state; nothing is allocated."""
+  shapes, _, shardings = split_shapes(objective, mesh, patterns, sharding)
+  placement = slot_shardings(objective, mesh, patterns, sharding)
+  slots = optimizer_shardings(optimizer, shapes, placement, mesh)
+  return State(
+    jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
+    {path: laid(shape, shardings[path]) for path, shape in shapes.items()},
+    jax.tree.map(laid, jax.eval_shape(optimizer.init, shapes), slots),
+  )
+
+
+def laid(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+def placements(tree):
+  """Where the arrays of a tree lie."""
+  return jax.tree.map(lambda array: array.sharding, tree)
+
+
 def initial_state(
   objective: Objective,
   optimizer: optax.GradientTransformation,
@@ -84,11 +111,10 @@ def initial_state(
     everything = flat(objective.initialize(key))
     return {path: array for path, array in everything.items() if is_trainable(path, patterns)}
 
-  shapes, _, shardings = split_shapes(objective, mesh, patterns, sharding)
-  trainable = jax.jit(trainable_only, out_shardings={path: shardings[path] for path in shapes})(jax.random.key(seed))
-  placement = slot_shardings(objective, mesh, patterns, sharding)
-  slots = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, shapes, placement, mesh))(trainable)
-  return State(place(np.zeros((), np.int32), replicated(mesh)), trainable, slots)
+  where = placements(abstract_state(objective, optimizer, mesh, patterns, sharding))
+  trainable = jax.jit(trainable_only, out_shardings=where.trainable)(jax.random.key(seed))
+  slots = jax.jit(optimizer.init, out_shardings=where.optimizer_state)(trainable)
+  return State(place(np.zeros((), np.int32), where.step), trainable, slots)
 
 
 def optimizer_shardings(
@@ -118,7 +144,7 @@ def make_train_step(
     placement: where gradients lie, from `slot_shardings`; None: the compiler decides.
 
   Returns:
-    A function (state, frozen, batches) -> (state, metrics); jit it. Gradients are taken of `state.trainable` only.
+    A function (state, frozen, batches) -> (state, metrics), for `jitted`. Gradients are of `state.trainable` only.
   """
 
   def stream_loss(trainable: Parameters, frozen: Parameters, batch: dict, weight: float):
@@ -148,3 +174,8 @@ def make_train_step(
     return State(state.step + 1, optax.apply_updates(state.trainable, updates), slots), metrics
 
   return train_step
+
+
+def jitted(train_step: Callable, state: State) -> Callable:
+  """The update as it is run: in the place of the state it is given, and laid out like it."""
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(placements(state), None))

@@ -1,21 +1,28 @@
+import importlib.util
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+from configs import tiny
 from flamingo_jax.planning.parameters import Comparison, compare
+from flamingo_jax.planning.topologies import GENERATIONS
 from launch.planning import explanations, preset, short
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-def plan(*arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess:
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+
+def plan(*arguments: str, folder: pathlib.Path, what: str = "--parameters") -> subprocess.CompletedProcess:
   """Runs the command where there is no data, no tokenizer and no weights."""
-  command = [sys.executable, "-m", "launch.cli", "plan", "--parameters", *arguments]
+  command = [sys.executable, "-m", "launch.cli", "plan", what, *arguments]
   environment = {"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"}
-  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+  return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_80b_is_planned_from_its_config_alone(tmp_path):
@@ -57,6 +64,46 @@ def test_a_wrong_config_is_one_clear_message(tmp_path):
   (line,) = [line for line in finished.stderr.splitlines() if line.startswith("flamingo plan:")]
   assert line == "flamingo plan: configs/flamingo_3b.py: model.language.width is 'wide'; it is of type int."
   assert "Traceback" not in finished.stderr
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_slice(tmp_path):
+  given = ("--config=configs/tiny.py", "--config.mesh.replica=1", "--config.mesh.fsdp=4", "--search=1", "--json")
+  finished = plan(*given, folder=tmp_path, what="--topology=v5e:2x2")
+  assert finished.returncode == 0, finished.stderr
+  printed = json.loads(finished.stdout)
+  ranked = printed["ranked"]
+  assert printed["too_large"] == []
+  [cost] = ranked
+  assert cost["settings"] == {}  # the nearest settings are the config's own
+  assert cost["mesh"] == dict(replica=1, fsdp=4, model=1)
+  config = tiny.get_config()
+  assert cost["tokens_per_step"] == sum(stream.batch_size * stream.length for stream in config.streams.values())
+  assert cost["step_seconds"] == max(cost["roofline_seconds"].values())
+  assert cost["mfu_bound"] == pytest.approx(
+    cost["model_flops_per_step"] / (4 * GENERATIONS["v5e"].flops * cost["step_seconds"])
+  )
+  assert cost["days"] == pytest.approx(config.total_steps * cost["step_seconds"] / 86400)
+  assert cost["model_flops"]["vision encoder"]["weights"] == 0 < cost["model_flops"]["resampler"]["weights"]
+  held = cost["argument_bytes_per_chip"]
+  assert held <= cost["peak_bytes_per_chip"] < cost["usable_bytes"]
+  assert cost["collective_bytes_per_chip"]["all-gather"] > 0  # fully sharded weights
+
+
+@needs_libtpu
+def test_a_step_that_does_not_fit_names_numbers_and_meshes_that_would(tmp_path):
+  wide = [f"--config.model.language.{name}" for name in ("width=8192", "feed_forward_width=65536", "layers=6")]
+  finished = plan("--config=configs/tiny.py", *wide, folder=tmp_path, what="--topology=v5e:2x2")
+  assert finished.returncode == 1 and finished.stdout == ""
+  assert re.search(r"the step takes [\d.]+ GiB of a chip, which has 15.8", finished.stderr)
+  assert "GiB are parameters, optimizer state and batches" in finished.stderr
+  assert "Traceback" not in finished.stderr
+
+
+def test_a_slice_or_mesh_that_does_not_fit_is_one_clear_message(tmp_path):
+  finished = plan("--config=configs/tiny.py", folder=tmp_path, what="--topology=v5e:4x4x4")
+  assert finished.returncode == 1
+  assert finished.stderr.splitlines()[-1].startswith("flamingo plan: --topology is 'v5e:4x4x4'; a slice of v5e has 2")
 
 
 def test_a_config_of_ones_own_is_not_taken_for_the_preset_of_that_name(tmp_path):
