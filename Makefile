@@ -14,7 +14,7 @@ test: $(ENVIRONMENT)/.ready-to-test
 	$(FLAMINGO) quickstart --prepare-only
 	$(ENVIRONMENT)/bin/ruff check .
 	$(ENVIRONMENT)/bin/ruff format --check .
-	$(ENVIRONMENT)/bin/python -m pytest
+	$(ENVIRONMENT)/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 # Markers are written last: an installation that was interrupted is done again.
 $(ENVIRONMENT)/.ready: setup.py flamingo_jax/__init__.py

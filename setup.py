@@ -15,7 +15,6 @@ extras = {
     "tensorflow-datasets>=4.9.7",
     "array_record>=0.6",
     "av>=12",
-    "beautifulsoup4>=4.12",
     "lxml>=5",
     "opencv-python-headless>=4.8",
     "pillow>=10",
@@ -29,9 +28,29 @@ extras = {
   "tpu": ["jax[tpu]"],
   "gpu": ["jax[cuda12]"],
 }
+extras["build"] = extras["data"] + [
+  "apache-beam>=2.77",
+  "FastWARC>=2.0",
+  "imagehash>=4.3.2",
+  "py3langid>=0.4",
+  "pyarrow>=25",
+]
 extras["quickstart"] = extras["data"] + extras["gguf"] + extras["report"]
 extras["peers"] = extras["torch"] + ["accelerate>=1", "transformers>=4.45,<5"]
-extras["dev"] = extras["quickstart"] + extras["plan"] + ["beartype>=0.18", "hypothesis>=6", "pytest>=8", "ruff>=0.6"]
+extras["dev"] = (
+  extras["quickstart"]
+  + extras["build"]
+  + extras["plan"]
+  + [
+    "beartype>=0.18",
+    "beautifulsoup4>=4.12",
+    "hypothesis>=6",
+    "playwright>=1.45",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.6",
+  ]
+)
 
 setup(
   name="flamingo_jax",

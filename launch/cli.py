@@ -1,12 +1,14 @@
 """The command `flamingo`. Each verb imports what it needs when it runs, so that `--help` is quick."""
 
 import argparse
+import functools
 import sys
 
 from absl import logging
 
 from flamingo_jax import __version__
 from flamingo_jax.errors import UserError
+from launch.data_build import KINDS, SUMMARIES, add_options, build_data
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
@@ -126,6 +128,10 @@ def make_parser() -> argparse.ArgumentParser:
   features.add_argument("--stream", required=True, help="one of the config's")
   features.add_argument("--out", required=True, help="the folder to write")
   features.add_argument("--dtype", default="bfloat16", choices=FEATURE_DTYPES, help="of the features (%(default)s)")
+  for kind in KINDS:
+    example = f"flamingo data build-{kind} --input=FOLDER --output=data/{kind} --name=mine --licence=CC-BY-4.0"
+    builder = add(jobs, functools.partial(build_data, kind), f"build-{kind}", SUMMARIES[kind], example)
+    add_options(builder, kind)
   return parser
 
 

@@ -1,36 +1,72 @@
 """Which pictures are worth learning from: the Flamingo paper's filters, and guards against broken or huge files."""
 
 import contextlib
+import dataclasses
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-from data_pipelines.media import DECODE_ERRORS
+from data_pipelines.media import DECODE_ERRORS, FORMATS
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP")  # what the input pipeline decodes
-SMALLEST_SIDE = 64
-LARGEST_ASPECT = 3
 MOST_PIXELS = 50_000_000  # a decoded picture takes three or four bytes for each
+TRACKING_PIXEL = 3  # a picture of no more pixels a side is there to be fetched, not to be seen
 
 
-def check_picture(data: bytes) -> str | None:
-  """Why a picture is to be dropped, or None: it is to be kept.
+@dataclasses.dataclass(frozen=True)
+class PictureRules:
+  """Which sizes are kept (by default, those of the Flamingo paper).
 
-  The causes are `unsupported_format`, `too_large` (over 50 megapixels, told from the header: nothing is decoded),
-  `too_small` (a side under 64 pixels), `aspect_ratio` (over 3), `broken` (it does not decode to its end) and
-  `single_colour`.
+  Attributes:
+    smallest_side: pixels.
+    largest_aspect: the longer side over the shorter one.
+  """
+
+  smallest_side: int = 64
+  largest_aspect: float = 3
+
+
+PAPER = PictureRules()
+
+
+def check_picture(data: bytes, rules: PictureRules = PAPER) -> str | None:
+  """Why a picture is to be dropped, or None: it is to be kept. The causes are those of `judge_picture`."""
+  return judge_picture(data, rules)[0]
+
+
+def judge_picture(
+  data: bytes, rules: PictureRules, look: Callable[[Image.Image], int] | None = None
+) -> tuple[str | None, int | None]:
+  """(why a picture is to be dropped, or None; what `look` makes of the decoded pixels, if it is kept).
+
+  The causes are `svg`, `unsupported_format`, `too_large` (over 50 megapixels, told from the header: nothing is
+  decoded), `tracking_pixel` (3 pixels a side at most), `too_small` and `aspect_ratio` (as the rules say), `broken` (it
+  does not decode to its end) and `single_colour`.
   """
   try:
     with _opened(data) as picture:
       if picture.format not in FORMATS:
-        return "unsupported_format"
-      return _check_size(*picture.size) or _check_pixels(picture)
+        return "unsupported_format", None
+      cause = check_size(*picture.size, rules) or _check_pixels(picture)
+      return cause, look(picture) if look and not cause else None
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-    return "too_large"
+    return "too_large", None
   except DECODE_ERRORS:
-    return "unsupported_format" if _is_svg(data) else "broken"
+    return "svg" if _is_svg(data) else "broken", None
+
+
+def check_size(width: int, height: int, rules: PictureRules) -> str | None:
+  """Why a picture or a film of this size is to be dropped, or None."""
+  if width * height > MOST_PIXELS:
+    return "too_large"
+  if max(width, height) <= TRACKING_PIXEL:
+    return "tracking_pixel"
+  if min(width, height) < rules.smallest_side:
+    return "too_small"
+  if max(width, height) > rules.largest_aspect * min(width, height):
+    return "aspect_ratio"
+  return None
 
 
 @contextlib.contextmanager
@@ -40,16 +76,6 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     with Image.open(io.BytesIO(data)) as picture:
       yield picture
-
-
-def _check_size(width: int, height: int) -> str | None:
-  if width * height > MOST_PIXELS:
-    return "too_large"
-  if min(width, height) < SMALLEST_SIDE:
-    return "too_small"
-  if max(width, height) > LARGEST_ASPECT * min(width, height):
-    return "aspect_ratio"
-  return None
 
 
 def _check_pixels(picture: Image.Image) -> str | None:

@@ -1,161 +1,165 @@
-"""An HTML page becomes one Example: the text and the pictures of its main content, in reading order."""
+"""An HTML page becomes texts and pictures in reading order."""
 
 import collections
 import pathlib
 import re
 from collections.abc import Collection, Iterator
 
-import bs4
-from bs4.dammit import EncodingDetector
+import lxml.html
 
-from data_pipelines.build.pictures import Picture, Pictures
+from data_pipelines.build.html import BrokenPage, read_page
+from data_pipelines.build.interleaving import Lost, Medium, adjacent_media, interleave, judge_parts
+from data_pipelines.build.pictures import FolderPictures, Judge, Pictures
+from data_pipelines.build.texts import BREAK, tidy
 from data_pipelines.schema import Example
 
-# What a reader skips: it is not content, or the same on every page.
-# fmt: off
-SKIPPED_TAGS = frozenset([
-  "aside", "button", "footer", "form", "head", "header", "iframe", "nav", "noscript", "object", "script", "select",
-  "style", "svg", "template",
-])
-SKIPPED_CLASSES = frozenset(["navheader", "navfooter", "toc"])
 # Elements that stand on lines of their own.
+# fmt: off
 BLOCK_TAGS = frozenset([
   "address", "article", "blockquote", "body", "br", "caption", "center", "dd", "details", "div", "dl", "dt", "fieldset",
-  "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "main", "ol", "p", "pre", "section",
-  "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+  "figcaption", "figure", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "ol", "p", "pre",
+  "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
 ])
 # fmt: on
-BREAK = "\n"
-
-
-class BrokenPage(Exception):
-  """The bytes are no text in the encoding that the page declares."""
+TRACKING_PIXEL = 3  # pixels a side, as an <img> declares them
+# What holds a picture and its caption, in DocBook, MediaWiki and WordPress.
+FIGURE_CLASSES = frozenset(["figure", "informalfigure", "thumb", "wp-caption"])
+# Where scripts keep an address until a reader has scrolled to the picture.
+_LAZY = ("data-src", "data-original", "data-lazy-src", "data-url")
+_FILE_NAME = re.compile(r"\S+\.(avif|bmp|gif|jpe?g|png|svg|webp)", re.IGNORECASE)
 
 
 def parse_page(
-  page: pathlib.Path | bytes,
-  pictures: Pictures,
+  page: pathlib.Path,
+  pictures: FolderPictures,
+  judge: Judge,
   *,
   source: str,
   license: str,
-  folder: pathlib.Path | None = None,
   seen: Collection[str] = (),
 ) -> tuple[Example | None, collections.Counter]:
-  """The Example of a page, or None, and how often each thing worth knowing happened.
+  """The Example of a page in a folder, or None, and how often each thing worth knowing happened.
 
-  Counted are the causes for which pictures were dropped (see `Pictures.load`), `seen_in_training`, `adjacent_media`
-  (two pictures with no text between them: no token attends to the first), and why there is no Example: `broken_page`,
-  `empty_page` (no text) or `no_picture` (nothing that the layers around a frozen language model could learn from).
+  Counted are the causes for which pictures were dropped (see `FolderPictures.find` and `filters.judge_picture`),
+  `seen_in_training`, `adjacent_media` (two pictures with no text between them: no token attends to the first), and why
+  there is no Example: `broken_page`, `empty_page` (no text) or `no_picture` (nothing that the layers around a frozen
+  language model could learn from).
 
   Texts carry no space at either end; where a picture is dropped, the texts around it become one.
 
   Args:
-    page: a file, or the bytes of one.
+    page: a file.
     pictures: where the page's pictures lie.
+    judge: which of them are kept.
     source: the Example's.
     license: the Example's.
-    folder: what relative addresses start from; by default the folder of `page`, or the root of `pictures`.
     seen: sha256 digests of pictures that must not be shown again.
   """
   counts: collections.Counter = collections.Counter()
   try:
-    content = read_content(page)
+    content = read_page(page.read_bytes()).content
   except (OSError, BrokenPage):
     return None, collections.Counter(broken_page=1)
-  texts, media = [[]], []
-  for part in _parts(content):
-    if isinstance(part, str):
-      texts[-1].append(part)
-      continue
-    picture = pictures.load(part.get("src", ""), folder or page_folder(page, pictures))
-    cause = refusal(picture, seen)
-    if cause:
-      counts[cause] += 1
-    else:
-      media.append(picture.data)
-      texts.append([])
-  texts = [tidy("".join(parts)) for parts in texts]
+  parts = page_parts(content, pictures, str(page.parent))
+  texts, media = interleave(judge_parts(parts, lambda medium: judge.refusal(medium, seen), counts))
   if not any(texts):
     counts["empty_page"] += 1
     return None, counts
   if not media:
     counts["no_picture"] += 1
     return None, counts
-  counts["adjacent_media"] += texts[1:-1].count("")
-  return Example(tuple(texts), tuple(media), source, license), +counts
+  counts["adjacent_media"] += adjacent_media(texts)
+  return Example(texts, tuple(medium.data for medium in media), source, license), +counts
 
 
-def read_content(page: pathlib.Path | bytes) -> bs4.Tag:
-  """The main content of a page: its <main> if there is one, else all of it.
+def page_parts(
+  content: lxml.html.HtmlElement, pictures: Pictures, base: str, describe: bool = False
+) -> Iterator[str | Medium | Lost]:
+  """Texts and pictures in reading order.
 
-  Raises BrokenPage when the bytes are not text, and OSError when the file cannot be read.
+  Args:
+    content: of a `Page`.
+    pictures: where pictures are found.
+    base: what relative addresses start from, as `pictures` knows it.
+    describe: whether pictures get their alt texts as descriptions.
   """
-  soup = bs4.BeautifulSoup(_decode(page if isinstance(page, bytes) else page.read_bytes()), "lxml")
-  return soup.find("main") or soup  # not its <body>: text that comes after </body> is shown too
+  for part in reading_order(content):
+    if isinstance(part, str):
+      yield part
+    elif is_tracking_pixel(part):
+      yield Lost("tracking_pixel", part.get("src", ""))
+    else:
+      yield pictures.find(picture_address(part), base, description_of(part) if describe else "")
 
 
-def page_folder(page: pathlib.Path | bytes, pictures: Pictures) -> pathlib.Path:
-  return pictures.root if isinstance(page, bytes) else page.parent
-
-
-def refusal(picture: Picture | str, seen: Collection[str]) -> str | None:
-  """Why a picture is not shown: it has been in the training set already, or `Pictures.load` gave a cause for it."""
-  if isinstance(picture, str):
-    return picture
-  return "seen_in_training" if picture.digest in seen else None
-
-
-def is_skipped(tag: bs4.Tag) -> bool:
-  return tag.name in SKIPPED_TAGS or not SKIPPED_CLASSES.isdisjoint(tag.get("class", ()))
-
-
-def text_of(content: bs4.Tag) -> str:
-  """The text alone, as `parse_page` would read it."""
-  return tidy("".join(part for part in _parts(content) if isinstance(part, str)))
-
-
-def tidy(text: str) -> str:
-  """Lines without space around them and without empty ones among them; runs of space, of any kind, become one."""
-  lines = (" ".join(line.split()) for line in text.split(BREAK))
-  return BREAK.join(line for line in lines if line)
-
-
-def _decode(data: bytes) -> str:
-  stripped, encoding = EncodingDetector.strip_byte_order_mark(data)
-  encoding = encoding or EncodingDetector.find_declared_encoding(stripped, is_html=True, search_entire_document=False)
-  try:
-    text = stripped.decode(encoding or "utf-8")
-  except (UnicodeDecodeError, LookupError) as error:
-    raise BrokenPage(str(error)) from error
-  if "\0" in text:
-    raise BrokenPage("a NUL byte: this is not text")
-  # XHTML too is read as HTML, which knows &nbsp; and forgives; the XML declaration would only raise a warning.
-  return re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
-
-
-def _parts(content: bs4.Tag) -> Iterator[str | bs4.Tag]:
+def reading_order(content: lxml.html.HtmlElement) -> Iterator[str | lxml.html.HtmlElement]:
   """Pieces of text, with BREAK where a line ends, and <img> elements, in document order.
 
   Written with a stack: a hostile page may nest deeper than Python's own reaches.
   """
-  stack: list[bs4.PageElement | str] = [content]
+  stack: list[tuple[lxml.html.HtmlElement | str, bool]] = [(content, False)]
   while stack:
-    node = stack.pop()
-    if type(node) is str:
+    node, preformatted = stack.pop()
+    if isinstance(node, str) or node.tag == "img":
       yield node
-    elif isinstance(node, bs4.Tag):
-      if is_skipped(node):
-        continue
-      if node.name == "img":
-        yield node
-        continue
-      around = [BREAK] if node.name in BLOCK_TAGS else []
+    elif isinstance(node.tag, str):
+      around = [(BREAK, False)] if node.tag in BLOCK_TAGS else []
+      inside = preformatted or node.tag == "pre"
       stack += around
-      stack += reversed(node.contents)
-      yield from around
-    elif type(node) is bs4.NavigableString:  # comments and the like are its subclasses
-      yield _lines(node) if node.find_parent("pre") else re.sub(r"\s+", " ", node)
+      for child in reversed(node):
+        stack += [(_piece(child.tail, inside), False), (child, inside)]
+      stack += [(_piece(node.text, inside), False), *around]
 
 
-def _lines(text: str) -> str:
-  return str(text).replace("\r\n", BREAK).replace("\r", BREAK)
+def text_of(content: lxml.html.HtmlElement) -> str:
+  """The text alone, as `parse_page` would read it."""
+  return tidy("".join(part for part in reading_order(content) if isinstance(part, str)))
+
+
+def picture_address(picture: lxml.html.HtmlElement) -> str:
+  """Where the file of an <img> is: what a script would load later, `src`, or the largest of `srcset`."""
+  source = picture.get("src", "").strip()
+  lazy = next((picture.get(name) for name in _LAZY if picture.get(name)), "")
+  if lazy and (not source or source.startswith("data:")):
+    return lazy
+  if source:
+    return source
+  around = next(picture.iterancestors("picture"), None)  # not the parent: libxml2 takes <source> for a container
+  sets = [picture, *(() if around is None else around.iter("source"))]
+  return next((_largest(element.get("srcset")) for element in sets if element.get("srcset")), "")
+
+
+def is_tracking_pixel(picture: lxml.html.HtmlElement) -> bool:
+  """Whether an <img> declares a size that nobody could see."""
+  sides = (picture.get(name, "").strip().removesuffix("px") for name in ("width", "height"))
+  return any(side.isdecimal() and int(side) <= TRACKING_PIXEL for side in sides)
+
+
+def description_of(picture: lxml.html.HtmlElement) -> str:
+  """The alt text of an <img>, unless it is a file's name or its figure says it already."""
+  text = tidy(picture.get("alt", ""))
+  if _FILE_NAME.fullmatch(text):
+    return ""
+  figure = next((parent for parent in picture.iterancestors() if _is_figure(parent)), None)
+  return "" if figure is not None and text in text_of(figure) else text
+
+
+def _is_figure(element: lxml.html.HtmlElement) -> bool:
+  return element.tag == "figure" or not FIGURE_CLASSES.isdisjoint(element.classes)
+
+
+def _largest(srcset: str) -> str:
+  """The address of `srcset` with the largest width or density. An address may hold commas, but no space."""
+
+  def size(candidate: list[str]) -> float:
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)[wx],?", candidate[1]) if len(candidate) > 1 else None
+    return float(number[1]) if number else 1.0
+
+  candidates = [candidate.split() for candidate in re.split(r",\s+|(?<=[wx]),", srcset.strip()) if candidate.strip()]
+  return max(candidates, key=size)[0] if candidates else ""
+
+
+def _piece(text: str | None, preformatted: bool) -> str:
+  if not text:
+    return ""
+  return text.replace("\r\n", BREAK).replace("\r", BREAK) if preformatted else re.sub(r"\s+", " ", text)

@@ -1,23 +1,27 @@
 """Captioned figures of HTML pages, as DocBook writes them, become caption pairs."""
 
 import collections
+import hashlib
 import pathlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 
-import bs4
+import lxml.html
 
-from data_pipelines.build.pages import BrokenPage, is_skipped, page_folder, read_content, refusal, text_of
-from data_pipelines.build.pictures import Pictures
+from data_pipelines.build.html import BrokenPage, read_page
+from data_pipelines.build.interleaving import Lost
+from data_pipelines.build.pages import text_of
+from data_pipelines.build.pictures import FolderPictures, Judge
 from data_pipelines.schema import Example
 
-FIGURES = ("figure", "informalfigure")
+FIGURES = frozenset(["figure", "informalfigure"])
 _NUMBER = re.compile(r"^Figure\s+[\w.]*\d\.\s*")
 
 
 def page_pairs(
   page: pathlib.Path,
-  pictures: Pictures,
+  pictures: FolderPictures,
+  judge: Judge,
   counts: collections.Counter,
   *,
   source: str,
@@ -27,32 +31,36 @@ def page_pairs(
   """The captioned pictures of a page, each with the digest of its picture.
 
   The caption is the figure's title, without its number, or "title: caption" where the picture has its own. `counts`
-  grows by `empty_caption`, `broken_page`, `seen_in_training` (a digest in `seen`) and the causes of `Pictures.load`.
+  grows by `empty_caption`, `broken_page`, `seen_in_training` (a digest in `seen`) and the causes of
+  `FolderPictures.find` and `filters.judge_picture`.
   """
   try:
-    content = read_content(page)
+    content = read_page(page.read_bytes()).content
   except (OSError, BrokenPage):
     counts["broken_page"] += 1
     return
   for address, caption in captioned(content):
-    picture = pictures.load(address, page_folder(page, pictures))
-    cause = refusal(picture, seen) or ("" if caption else "empty_caption")
+    picture = pictures.find(address, str(page.parent))
+    cause = picture.cause if isinstance(picture, Lost) else judge.refusal(picture, seen)
+    cause = cause or ("" if caption else "empty_caption")
     if cause:
       counts[cause] += 1
     else:
-      yield picture.digest, Example(("", caption), (picture.data,), source, license)
+      digest = hashlib.sha256(picture.data).hexdigest()
+      yield digest, Example(("", caption), (picture.data,), source, license)
 
 
-def captioned(content: bs4.Tag) -> Iterator[tuple[str, str]]:
+def captioned(content: lxml.html.HtmlElement) -> Iterator[tuple[str, str]]:
   """(address, caption) of each picture in a figure of the page, in reading order; a caption may be empty."""
-  for figure in content.find_all("div", class_=FIGURES):
-    if any(is_skipped(parent) for parent in figure.parents):
-      continue
-    title = _NUMBER.sub("", _text(figure.find("p", class_="title", recursive=False)))
-    for medium in figure.find_all("div", class_="mediaobject"):
-      own = _text(medium.find("div", class_="caption"))
-      for picture in medium.find_all("img"):
-        yield picture.get("src", ""), join_caption(title, own)
+  for figure in content.iter("div"):
+    if not FIGURES.isdisjoint(figure.classes):
+      title = _NUMBER.sub(
+        "", _text(next((child for child in figure.iterchildren("p") if "title" in child.classes), None))
+      )
+      for medium in _inside(figure, "mediaobject"):
+        own = _text(next(_inside(medium, "caption"), None))
+        for picture in medium.iter("img"):
+          yield picture.get("src", ""), join_caption(title, own)
 
 
 def join_caption(title: str, own: str) -> str:
@@ -84,5 +92,10 @@ def tidy_caption(text: str) -> str:
   return re.sub(r"\s+([.,;:!?])(?=\s|$)", r"\1", text)
 
 
-def _text(tag: bs4.Tag | None) -> str:
-  return tidy_caption(text_of(tag)) if tag else ""
+def _inside(element: lxml.html.HtmlElement, name: str) -> Iterator[lxml.html.HtmlElement]:
+  """The <div>s of a class under an element, in document order."""
+  return (inner for inner in element.iterdescendants("div") if name in inner.classes)
+
+
+def _text(element: lxml.html.HtmlElement | None) -> str:
+  return "" if element is None else tidy_caption(text_of(element))

@@ -1,66 +1,114 @@
-"""From the `src` of an <img> to the bytes of a picture, inside one folder and nowhere else."""
+"""From the address of a picture to its bytes, inside one folder and nowhere else; and which pictures are kept."""
 
 import base64
 import binascii
-import dataclasses
+import collections
 import hashlib
 import pathlib
 import urllib.parse
+from collections.abc import Callable, Collection
+from typing import Protocol
 
-from data_pipelines.build.filters import check_picture
+from PIL import Image
+
+from data_pipelines.build.filters import PAPER, PictureRules, judge_picture
+from data_pipelines.build.interleaving import Lost, Medium
+
+VERDICTS = 100_000  # kept in memory at most; pictures that are shown again soon are decoded once
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """A picture that passed the filters. `digest` is the sha256 of `data`, in hex."""
+class Pictures(Protocol):
+  """Where the pictures of a page are found."""
 
-  data: bytes
-  digest: str
+  def find(self, address: str, base: str, description: str = "") -> Medium | Lost:
+    """The picture that a page at `base` shows as `address`, or why it cannot be had."""
 
 
-class Pictures:
-  """Pictures under a root folder. A file is decoded once, however many pages show it; only the verdict is kept."""
+class FolderPictures:
+  """Pictures in a folder of pages, and those that a book knows by their URLs.
 
-  def __init__(self, root: pathlib.Path):
+  The causes of what cannot be had are `missing`, `broken` (a data: address that is no base64), `remote` (nothing is
+  fetched from the network) and `outside_folder` (the path leaves the root, by `..` or by a link).
+  """
+
+  def __init__(self, root: pathlib.Path, known: Callable[[str], bytes | None] = lambda url: None):
     self.root = root.resolve()
-    self._verdicts: dict[pathlib.Path, str | None] = {}
+    self._known = known
 
-  def load(self, source: str, folder: pathlib.Path) -> Picture | str:
-    """The picture that `source` names, seen from a page in `folder`, or why it is dropped.
-
-    The causes are those of `filters.check_picture`, and `missing`, `remote` (nothing is fetched from the network) and
-    `outside_folder` (the path leaves the root, by `..` or by a link).
-    """
-    source = source.strip()
+  def find(self, address: str, base: str, description: str = "") -> Medium | Lost:
+    address = address.strip()
     try:
-      url = urllib.parse.urlsplit(source)
+      if "//" in base and not address.startswith("data:"):  # the page says that it lies elsewhere
+        address = urllib.parse.urljoin(base, address)
+      url = urllib.parse.urlsplit(address)
     except ValueError:
-      return "missing"
+      return Lost("missing", address)
     if url.scheme == "data":
-      return self._inline(source)
+      return inline_picture(address, description)
     if url.netloc or (url.scheme and url.scheme != "file"):
-      return "remote"
-    return self._file(urllib.parse.unquote(url.path), folder)
+      data = self._known(urllib.parse.urljoin("https:", address))
+      return Lost("remote", address) if data is None else Medium(data, address, description)
+    return self._file(urllib.parse.unquote(url.path), pathlib.Path(base), description)
 
-  def _inline(self, source: str) -> Picture | str:
-    header, _, body = source.partition(",")
-    try:
-      encoded = urllib.parse.unquote_to_bytes(body)
-      data = base64.b64decode(b"".join(encoded.split()), validate=True) if header.endswith(";base64") else encoded
-    except binascii.Error:
-      return "broken"
-    return check_picture(data) or Picture(data, hashlib.sha256(data).hexdigest())
-
-  def _file(self, name: str, folder: pathlib.Path) -> Picture | str:
+  def _file(self, name: str, folder: pathlib.Path, description: str) -> Medium | Lost:
     # As on a web server, a leading slash means the root of the pages.
     start = self.root if name.startswith("/") else folder
     try:
       path = (start / name.lstrip("/")).resolve()
       if not path.is_relative_to(self.root):
-        return "outside_folder"
-      data = path.read_bytes()
+        return Lost("outside_folder", name)
+      return Medium(path.read_bytes(), path.relative_to(self.root).as_posix(), description)
     except (OSError, ValueError):  # ValueError: a NUL in the name
-      return "missing"
-    if path not in self._verdicts:
-      self._verdicts[path] = check_picture(data)
-    return self._verdicts[path] or Picture(data, hashlib.sha256(data).hexdigest())
+      return Lost("missing", name)
+
+
+class UrlPictures:
+  """Pictures that are known by their URLs alone, for pages that have one; causes as in `FolderPictures`."""
+
+  def __init__(self, known: Callable[[str], bytes | None]):
+    self._known = known
+
+  def find(self, address: str, base: str, description: str = "") -> Medium | Lost:
+    if address.strip().startswith("data:"):
+      return inline_picture(address.strip(), description)
+    try:
+      url = urllib.parse.urldefrag(urllib.parse.urljoin(base, address.strip())).url
+    except ValueError:
+      return Lost("missing", address)
+    data = self._known(url)
+    return Lost("remote", url) if data is None else Medium(data, url, description)
+
+
+def inline_picture(address: str, description: str = "") -> Medium | Lost:
+  """The picture that a data: address holds."""
+  header, _, body = address.partition(",")
+  try:
+    encoded = urllib.parse.unquote_to_bytes(body)
+    data = base64.b64decode(b"".join(encoded.split()), validate=True) if header.endswith(";base64") else encoded
+  except binascii.Error:
+    return Lost("broken", header)
+  return Medium(data, header, description)
+
+
+class Judge:
+  """Decodes pictures and remembers the verdicts by content, however many pages show one."""
+
+  def __init__(self, rules: PictureRules = PAPER, look: Callable[[Image.Image], int] | None = None):
+    self._rules, self._look = rules, look
+    self._verdicts: collections.OrderedDict[str, tuple[str | None, int | None]] = collections.OrderedDict()
+
+  def verdict(self, data: bytes) -> tuple[str | None, int | None]:
+    """Of `filters.judge_picture`."""
+    digest = hashlib.sha256(data).hexdigest()
+    if digest not in self._verdicts:
+      self._verdicts[digest] = judge_picture(data, self._rules, self._look)
+      if len(self._verdicts) > VERDICTS:
+        self._verdicts.popitem(last=False)
+    return self._verdicts[digest]
+
+  def refusal(self, medium: Medium, seen: Collection[str] = ()) -> str | None:
+    """Why a picture is not shown: the rules are against it, or its digest is in `seen`."""
+    cause, _ = self.verdict(medium.data)
+    if cause:
+      return cause
+    return "seen_in_training" if hashlib.sha256(medium.data).hexdigest() in seen else None

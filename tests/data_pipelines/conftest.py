@@ -8,6 +8,8 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 
 from data_pipelines.faults import decode_faults
+from data_pipelines.schema import parse
+from data_pipelines.shards import open_shards
 from data_pipelines.tokenizer import load_tokenizer, save_bpe
 
 
@@ -76,3 +78,20 @@ def faults_of():
     return dict(collections.Counter(fault.cause for row in decode_faults(batch["faults"]) for fault in row))
 
   return count
+
+
+@pytest.fixture
+def built(tmp_path):
+  """Builds shards of an input, and reads them back as training does: (manifest, Examples)."""
+  from data_pipelines.build.job import build
+  from data_pipelines.build.settings import BuildSettings
+
+  def make(kind: str, input, output=None, workers: int = 1, most_errors: float = 1.0, **settings):
+    folder = output or tmp_path / "out"
+    settings = BuildSettings(kind, str(input), "mine", **settings)
+    manifest = build(settings, folder, workers=workers, most_errors=most_errors)
+    shards = open_shards(folder)
+    assert len(shards) == manifest["records"]
+    return manifest, [parse(shards[index]) for index in range(len(shards))]
+
+  return make

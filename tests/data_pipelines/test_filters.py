@@ -2,10 +2,12 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from data_pipelines.build.filters import check_picture
+from data_pipelines.build.filters import PictureRules, check_picture, judge_picture
+from data_pipelines.build.fingerprints import perceptual_hash
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -34,7 +36,9 @@ def test_ordinary_pictures_are_kept(picture, format):
     (192, 64, None),
     (193, 64, "aspect_ratio"),
     (64, 193, "aspect_ratio"),
-    (1, 1, "too_small"),
+    (4, 4, "too_small"),
+    (3, 2, "tracking_pixel"),
+    (1, 1, "tracking_pixel"),
   ],
 )
 def test_sizes_are_judged_as_in_the_paper(picture, width, height, cause):
@@ -68,15 +72,44 @@ def test_what_is_no_picture_is_broken(data):
   assert check_picture(data) == "broken"
 
 
+def test_drawings_and_formats_that_are_not_read_are_told_apart():
+  svg = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="100" height="100"></svg>'
+  assert check_picture(svg) == "svg"
+  assert check_picture(encoded(Image.linear_gradient("L"), "PPM")) == "unsupported_format"
+
+
+def animation() -> bytes:
+  frames = [Image.linear_gradient("L").rotate(90 * turn) for turn in range(3)]
+  return encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+
+
+def turned() -> bytes:
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  return encoded(Image.linear_gradient("L").crop((0, 0, 100, 256)), "JPEG", exif=exif)
+
+
 @pytest.mark.parametrize(
   "data",
   [
-    b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="100" height="100"></svg>',
-    encoded(Image.linear_gradient("L"), "TIFF"),
+    encoded(Image.merge("CMYK", [Image.linear_gradient("L")] * 4), "JPEG"),
+    encoded(Image.linear_gradient("L").convert("P")),
+    encoded(Image.fromarray(np.arange(256 * 256, dtype=np.uint16).reshape(256, 256))),
+    animation(),
+    turned(),
+    encoded(Image.linear_gradient("L"), "WEBP"),
   ],
+  ids=["cmyk", "palette", "16 bits", "animated", "turned by EXIF", "webp"],
 )
-def test_other_formats_are_unsupported(data):
-  assert check_picture(data) == "unsupported_format"
+def test_unusual_pictures_are_kept_and_have_a_hash(data):
+  cause, hash = judge_picture(data, PictureRules(), perceptual_hash)
+  assert cause is None and 0 < hash < 2**64
+
+
+def test_the_rules_may_be_others(picture):
+  assert check_picture(picture(width=100, height=70), PictureRules(smallest_side=71)) == "too_small"
+  assert check_picture(picture(width=100, height=70), PictureRules(largest_aspect=1.4)) == "aspect_ratio"
+  assert check_picture(picture(width=10, height=70), PictureRules(1, 10)) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 from data_pipelines.build.pages import parse_page
-from data_pipelines.build.pictures import Pictures
+from data_pipelines.build.pictures import FolderPictures, Judge
 
 
 @pytest.fixture
@@ -17,11 +17,16 @@ def read(tmp_path, picture):
   (tmp_path / "cut.png").write_bytes(picture(5)[:2000])
 
   def read_body(body: str, **options):
-    path = tmp_path / "page.html"
-    path.write_text(f"<html><head><title>Title</title></head><body>{body}</body></html>", encoding="utf-8")
-    return parse_page(path, Pictures(tmp_path), source="s/page", license="CC0-1.0", **options)
+    page = f"<html><head><title>Title</title></head><body>{body}</body></html>"
+    return parse(tmp_path, page.encode(), **options)
 
   return read_body
+
+
+def parse(folder, page: bytes, **options):
+  (folder / "page.html").write_bytes(page)
+  pictures = FolderPictures(folder)
+  return parse_page(folder / "page.html", pictures, Judge(), source="s/page", license="CC0-1.0", **options)
 
 
 def texts(result) -> tuple[str, ...]:
@@ -151,19 +156,19 @@ def test_pages_that_teach_nothing_are_skipped(read, body, causes):
   ],
 )
 def test_bytes_that_are_not_text_are_a_broken_page(tmp_path, data):
-  result = parse_page(data, Pictures(tmp_path), source="s", license="l")
+  result = parse(tmp_path, data)
   assert result == (None, collections.Counter(broken_page=1))
 
 
 def test_an_unreadable_file_is_a_broken_page(tmp_path):
-  result = parse_page(tmp_path / "none.html", Pictures(tmp_path), source="s", license="l")
+  result = parse_page(tmp_path / "none.html", FolderPictures(tmp_path), Judge(), source="s", license="l")
   assert result == (None, collections.Counter(broken_page=1))
 
 
 def test_declared_encodings_are_obeyed(tmp_path, picture):
   (tmp_path / "a.png").write_bytes(picture())
   page = '<html><head><meta charset="iso-8859-1"></head><body>café<img src="a.png"></body></html>'.encode("latin-1")
-  assert texts(parse_page(page, Pictures(tmp_path), source="s", license="l")) == ("café", "")
+  assert texts(parse(tmp_path, page)) == ("café", "")
 
 
 def test_xhtml_is_read_whole_and_in_silence(tmp_path, picture):
@@ -178,9 +183,11 @@ def test_xhtml_is_read_whole_and_in_silence(tmp_path, picture):
   )
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    result = parse_page(page.encode(), Pictures(tmp_path), source="s", license="l")
+    result = parse(tmp_path, page.encode())
   assert texts(result) == ("“a” b c", "d")
 
 
 def test_a_hostile_depth_is_no_trouble(read):
-  assert texts(read("<div>" * 5000 + 'deep<img src="a.png">' + "</div>" * 5000 + "end")) == ("deep", "end")
+  deep = '{}deep<img src="a.png">{}end'
+  assert texts(read(deep.format("<div>" * 2000, "</div>" * 2000))) == ("deep", "end")
+  assert read(deep.format("<div>" * 5000, "</div>" * 5000)) == (None, collections.Counter(broken_page=1))

@@ -4,7 +4,7 @@ import hashlib
 import pytest
 
 from data_pipelines.build.pairs import page_pairs, tidy_caption, without_duplicates
-from data_pipelines.build.pictures import Pictures
+from data_pipelines.build.pictures import FolderPictures, Judge
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pairs(tmp_path, picture):
     path = tmp_path / "page.html"
     path.write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
     counts = collections.Counter()
-    found = page_pairs(path, Pictures(tmp_path), counts, source="s/page", license="l", seen=seen)
+    found = page_pairs(path, FolderPictures(tmp_path), Judge(), counts, source="s/page", license="l", seen=seen)
     result = []
     for digest, example in without_duplicates(found, counts):
       assert hashlib.sha256(example.media[0]).hexdigest() == digest
@@ -91,7 +91,7 @@ def test_pictures_outside_figures_or_in_boilerplate_have_no_caption(pairs):
 
 def test_an_unreadable_page_is_counted(tmp_path):
   counts = collections.Counter()
-  assert list(page_pairs(tmp_path / "none", Pictures(tmp_path), counts, source="s", license="l")) == []
+  assert list(page_pairs(tmp_path / "none", FolderPictures(tmp_path), Judge(), counts, source="s", license="l")) == []
   assert counts == {"broken_page": 1}
 
 

@@ -1,10 +1,10 @@
 import base64
-import hashlib
 
 import pytest
 
 from data_pipelines.build import pictures as pictures_module
-from data_pipelines.build.pictures import Picture, Pictures
+from data_pipelines.build.interleaving import Lost, Medium
+from data_pipelines.build.pictures import FolderPictures, Judge, UrlPictures, inline_picture
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def root(tmp_path, picture):
 
 @pytest.mark.parametrize("source", ["../images/a%20b.png", "/images/a b.png", " ../images/a%20b.png?v=2#top\n"])
 def test_addresses_resolve_as_in_a_browser(root, picture, source):
-  loaded = Pictures(root).load(source, root / "pages")
-  assert loaded == Picture(picture(1), hashlib.sha256(picture(1)).hexdigest())
+  found = FolderPictures(root).find(source, str(root / "pages"), "two words")
+  assert found == Medium(picture(1), "images/a b.png", "two words")
 
 
 @pytest.mark.parametrize(
@@ -41,22 +41,48 @@ def test_addresses_resolve_as_in_a_browser(root, picture, source):
     ("//example.org/pixel.gif", "remote"),
     ("ftp://example.org/x.png", "remote"),
     ("data:image/png;base64,!!!!", "broken"),
-    ("data:image/png;base64,aGFsbG8=", "broken"),
-    ("data:image/svg+xml,%3Csvg%20xmlns='x'%3E%3C/svg%3E", "unsupported_format"),
   ],
 )
 def test_what_cannot_be_had_is_told_by_cause(root, source, cause):
-  assert Pictures(root).load(source, root / "pages") == cause
+  found = FolderPictures(root).find(source, str(root / "pages"))
+  assert isinstance(found, Lost) and found.cause == cause
 
 
 def test_data_urls_are_read(root, picture):
   text = base64.encodebytes(picture(2)).decode()  # with line breaks, as they are found in the wild
-  assert Pictures(root).load(f"data:image/png;base64,{text}", root).data == picture(2)
+  assert FolderPictures(root).find(f"data:image/png;base64,{text}", str(root)).data == picture(2)
+  assert inline_picture("data:image/svg+xml,%3Csvg/%3E").data == b"<svg/>"
 
 
-def test_a_file_is_judged_once(root, monkeypatch):
+def test_known_urls_are_found_from_a_folder_too(root):
+  known = {"https://a.org/x.png": b"x", "https://b.org/pages/y.png": b"y"}
+  pictures = FolderPictures(root, known.get)
+  assert pictures.find("//a.org/x.png", str(root)).data == b"x"
+  assert pictures.find("y.png", "https://b.org/pages/index.html").data == b"y"  # a <base> that lies elsewhere
+  assert pictures.find("z.png", "https://b.org/pages/") == Lost("remote", "https://b.org/pages/z.png")
+
+
+def test_a_page_on_the_web_resolves_as_in_a_browser():
+  pictures = UrlPictures({"https://a.org/b/x.png?v=2": b"x"}.get)
+  for address in ("x.png?v=2", "/b/x.png?v=2#top", "../b/x.png?v=2", "//a.org/b/x.png?v=2"):
+    assert pictures.find(address, "https://a.org/b/page.html").data == b"x"
+  assert pictures.find("y.png", "https://a.org/b/page.html") == Lost("remote", "https://a.org/b/y.png")
+  assert pictures.find("http://[broken", "https://a.org/").cause == "missing"
+
+
+def test_a_picture_is_judged_once(monkeypatch):
   calls = []
-  monkeypatch.setattr(pictures_module, "check_picture", calls.append)
-  pictures = Pictures(root)
-  assert pictures.load("images/a b.png", root) == pictures.load("../images/a b.png", root / "pages")
-  assert len(calls) == 1
+  monkeypatch.setattr(pictures_module, "judge_picture", lambda data, *_: calls.append(data) or (None, 7))
+  judge = Judge()
+  assert judge.verdict(b"a") == judge.verdict(b"a") == judge.verdict(b"b") == (None, 7)
+  assert calls == [b"a", b"b"]
+
+
+def test_a_judge_forgets_the_oldest(monkeypatch):
+  calls = []
+  monkeypatch.setattr(pictures_module, "judge_picture", lambda data, *_: calls.append(data) or (None, 7))
+  monkeypatch.setattr(pictures_module, "VERDICTS", 2)
+  judge = Judge()
+  for data in (b"a", b"b", b"c", b"c", b"a"):
+    judge.verdict(data)
+  assert calls == [b"a", b"b", b"c", b"a"]

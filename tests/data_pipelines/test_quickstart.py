@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
+from data_pipelines.build.films import FILMS, FOLDER
 from data_pipelines.build.quickstart import find_pages, is_heldout, prepare
-from data_pipelines.build.videos import FILMS, FOLDER
 from data_pipelines.schema import parse
 from data_pipelines.shards import open_shards
 from flamingo_jax.errors import UserError

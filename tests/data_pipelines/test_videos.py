@@ -1,51 +1,144 @@
-import collections
-import zipfile
+import io
+import random
+from fractions import Fraction
 
+import av
+import numpy as np
 import pytest
+from PIL import Image
 
-from data_pipelines.build.videos import FILMS, FOLDER, decoded_seconds, film_examples
-from flamingo_jax.errors import UserError
+from data_pipelines.build import filters, videos
+from data_pipelines.build.filters import PictureRules
+from data_pipelines.build.videos import VideoError, examine_video
 
 
-@pytest.fixture
-def wheel(tmp_path, film):
-  """One film is whole, one is cut off, the others are not there."""
-  path = tmp_path / "x.whl"
-  with zipfile.ZipFile(path, "w") as archive:
-    archive.writestr(f"{FOLDER}/{FILMS[0].file}", film())
-    archive.writestr(f"{FOLDER}/{FILMS[1].file}", film()[:-5000])
-  return path
+@pytest.fixture(scope="module")
+def encode():
+  """Makes the bytes of a film in any container: frames of growing brightness at the given times, in 1/100 s."""
+
+  def make(form: str, codec: str, times: list[int], size: tuple[int, int] = (96, 64)) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+      stream = container.add_stream(codec, rate=25)
+      stream.width, stream.height = size
+      stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 100 if form != "avi" else 25)
+      for at, time in enumerate(times):
+        frame = av.VideoFrame.from_image(Image.new("L", size, 20 + 200 * at // len(times)).convert("RGB"))
+        frame.pts = time if form != "avi" else at
+        container.mux(stream.encode(frame))
+      container.mux(stream.encode(None))
+    return file.getvalue()
+
+  return make
+
+
+EVEN = list(range(0, 200, 4))  # 2 s, 25 frames a second
+FORMS = [("mp4", "mpeg4"), ("webm", "libvpx"), ("avi", "mpeg4")]
+
+
+def cause_of(data: bytes, **options) -> str:
+  with pytest.raises(VideoError) as raised:
+    examine_video(data, **options)
+  return raised.value.cause
 
 
 @pytest.mark.parametrize("faststart", [True, False])
 def test_a_whole_film_lasts_as_long_as_it_was_made(film, faststart):
-  assert decoded_seconds(film(faststart)) == pytest.approx(3.0)
+  assert examine_video(film(faststart)).seconds == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("form", "codec"), FORMS)
+def test_every_container_is_read(encode, form, codec):
+  assert examine_video(encode(form, codec, EVEN)).seconds == pytest.approx(2.0, abs=0.05)
 
 
 @pytest.mark.parametrize("faststart", [True, False])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
 def test_a_film_that_was_cut_off_is_broken(film, faststart, share):
   data = film(faststart)
-  assert decoded_seconds(data[: int(share * len(data))]) is None
+  assert cause_of(data[: int(share * len(data))]) == "broken_video"
 
 
-@pytest.mark.parametrize("data", [b"", b"not a film" * 100])
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_cut_avi_is_broken(encode, share):
+  data = encode("avi", "mpeg4", EVEN)
+  assert cause_of(data[: int(share * len(data))]) == "broken_video"
+
+
+@pytest.mark.parametrize("data", [b"", b"not a film" * 100, b"\0" * 1000])
 def test_what_is_no_film_is_broken(data):
-  assert decoded_seconds(data) is None
+  assert cause_of(data) == "broken_video"
 
 
-def test_films_are_split_in_time(wheel, film):
-  counts = collections.Counter()
-  [(training, heldout)] = film_examples(wheel, counts)
-  assert (training.clip_start, heldout.clip_end) == (0.0, pytest.approx(3.0))
-  assert training.clip_end == heldout.clip_start == pytest.approx(2.0)
-  assert training.media == heldout.media == (film(),)
-  assert training.texts == ("", FILMS[0].training)
-  assert heldout.texts == ("", FILMS[0].heldout)
-  assert counts == {"broken": 1, "missing": len(FILMS) - 2}
+def test_an_avi_whose_index_is_wrong_is_read_without_it(encode):
+  data = bytearray(encode("avi", "mpeg4", EVEN))
+  index = data.index(b"idx1") + 8
+  data[index:] = random.Random(0).randbytes(len(data) - index)
+  assert examine_video(bytes(data)).seconds == pytest.approx(2.0, abs=0.05)
 
 
-def test_a_file_that_is_no_wheel_is_a_user_error(tmp_path):
-  (tmp_path / "x.whl").write_bytes(b"no zip")
-  with pytest.raises(UserError, match="not a readable wheel"):
-    list(film_examples(tmp_path / "x.whl", collections.Counter()))
+def test_an_mp4_whose_index_is_wrong_is_broken(film):
+  data = bytearray(film())
+  table = data.index(b"stco") + 12
+  data[table : table + 40] = b"\xff" * 40
+  assert cause_of(bytes(data)) == "broken_video"
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "mpeg4"), ("webm", "libvpx")])
+def test_frames_may_come_at_any_rate(encode, form, codec):
+  uneven = [0, 4, 8, 100, 104, 190]
+  assert examine_video(encode(form, codec, uneven)).seconds == pytest.approx(1.9, abs=0.4)
+
+
+def test_sound_alone_is_no_film():
+  file = io.BytesIO()
+  with av.open(file, "w", format="mp4") as container:
+    stream = container.add_stream("aac", rate=44100)
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+    frame.sample_rate = 44100
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  assert cause_of(file.getvalue()) == "broken_video"
+
+
+def test_a_film_without_frames_is_empty():
+  file = io.BytesIO()
+  with av.open(file, "w", format="avi") as container:
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+    container.start_encoding()
+  assert cause_of(file.getvalue()) in ("empty_video", "broken_video")
+
+
+def test_a_clip_must_hold_a_frame(encode):
+  data = encode("mp4", "mpeg4", EVEN)
+  assert cause_of(data, clip=(5.0, 6.0)) == "empty_video"
+  assert cause_of(data, clip=(0.5, 0.51)) == "empty_video"
+
+
+def test_the_middle_is_that_of_the_clip(encode):
+  """Frames grow brighter, so a frame's brightness tells its time."""
+  data = encode("mp4", "mpeg4", EVEN)
+  shades = [np.asarray(examine_video(data, clip).middle).mean() for clip in ((0, None), (0, 1), (1, 2))]
+  assert shades == pytest.approx([120, 70, 170], abs=6)
+
+
+@pytest.mark.parametrize(
+  ("size", "rules", "cause"),
+  [
+    ((64, 48), PictureRules(), "too_small"),
+    ((320, 64), PictureRules(), "aspect_ratio"),
+  ],
+)
+def test_frames_are_judged_as_pictures_are(encode, size, rules, cause):
+  assert cause_of(encode("mp4", "mpeg4", EVEN[:5], size), rules=rules) == cause
+
+
+def test_a_bomb_is_refused_by_its_header(encode, monkeypatch):
+  monkeypatch.setattr(filters, "MOST_PIXELS", 96 * 64 - 1)
+  monkeypatch.setattr(videos, "_decode", None)  # nothing is to be decoded
+  assert cause_of(encode("mp4", "mpeg4", EVEN[:5])) == "too_large"
+
+
+def test_a_huge_file_is_refused_unread():
+  assert cause_of(bytes(256 * 2**20 + 1)) == "too_large"

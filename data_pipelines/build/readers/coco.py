@@ -1,0 +1,68 @@
+"""COCO captions: one JSON file of images, annotations and licenses; the pictures lie beside it or in --pictures.
+
+`annotations/captions_train2017.json` names pictures of `train2017/`: they are looked for beside the JSON file, and in
+the folders beside it and beside its own folder. Every annotation is a pair of its own.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.build.inputs import Part, Source
+from data_pipelines.build.interleaving import Document, Fault, Lost, Medium
+from data_pipelines.build.readers.fields import file_medium
+
+
+def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
+  """Ranges of annotations; none of a JSON file that is something else."""
+  try:
+    count = len(_read(path)["annotations"])
+  except ValueError:  # which `read` will name
+    return [(0, 0)]
+  except (KeyError, TypeError):
+    return []
+  return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def read(part: Part, source: Source) -> Iterator[Document | Fault]:
+  [file] = part.files
+  path = source.root / file
+  try:
+    content = _read(path)
+    images = {image["id"]: image for image in content["images"]}
+    licenses = {license["id"]: license.get("url") or license["name"] for license in content.get("licenses", ())}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    yield Fault("broken_file", file, f"no COCO captions: {error}")
+    return
+  folders = sorted({path.parent, *_folders(path.parent), *_folders(path.parent.parent, source.root)})
+  for number, annotation in enumerate(content["annotations"][part.start : part.stop], part.start):
+    name = f"{file}, annotation {number}"
+    try:
+      image, caption = images[annotation["image_id"]], annotation["caption"]
+      parts = (_picture(image["file_name"], folders, source), caption.strip())
+    except (KeyError, TypeError, AttributeError) as error:
+      yield Fault("bad_document", name, f"it lacks {error}")
+    else:
+      yield Document(parts, name, str(licenses.get(image.get("license"), "")))
+
+
+def _read(path: pathlib.Path) -> Any:
+  return json.loads(path.read_bytes())
+
+
+def _folders(folder: pathlib.Path, root: pathlib.Path | None = None) -> list[pathlib.Path]:
+  inside = root is None or folder.resolve().is_relative_to(root.resolve())
+  return [found for found in folder.iterdir() if found.is_dir()] if inside else []
+
+
+def _picture(name: str, folders: list[pathlib.Path], source: Source) -> Medium | Lost:
+  found = [file_medium(name, folder, source.root) for folder in folders]
+  media = [medium for medium in found if isinstance(medium, Medium)]
+  if media:
+    return media[0]
+  outside = [lost for lost in found if lost.cause == "outside_folder"]
+  data = None if outside else source.find(name)
+  if data is not None:
+    return Medium(data, name)
+  return outside[0] if outside else Lost("missing", name)

@@ -1,0 +1,154 @@
+"""Rows of CSV, TSV, JSON Lines and Parquet files, and of JSON Lines in gzip or zip; ranges are found once."""
+
+import codecs
+import csv
+import gzip
+import io
+import itertools
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+
+from data_pipelines.build.interleaving import Fault
+
+Row = dict[str, Any]
+BATCH = 64  # rows of a Parquet file in memory at once: each may hold pictures
+LONGEST_FIELD = 64 * 2**20  # characters of a CSV field
+
+csv.field_size_limit(LONGEST_FIELD)
+
+
+def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
+  """Ranges of `size` rows: numbers of rows in a Parquet file, bytes in plain text, all of a compressed file."""
+  name = path.name.lower()
+  if name.endswith(".parquet"):
+    try:
+      rows = pyarrow.parquet.ParquetFile(path).metadata.num_rows
+    except (OSError, pyarrow.ArrowException):  # which `read_rows` will name
+      return [(0, 1)]
+    return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+  if name.endswith((".gz", ".zip")):
+    return [(0, 0)]
+  with path.open("rb") as file:
+    edges = [offset for row, offset in enumerate(_row_offsets(file, name)) if row % size == 0]
+  return list(itertools.pairwise([*edges, path.stat().st_size])) or [(0, 0)]
+
+
+def read_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
+  """(name, row) of each row in a range of `split`; the name is of the row within its file."""
+  name = path.name.lower()
+  try:
+    if name.endswith(".parquet"):
+      yield from _parquet_rows(path, start, stop)
+    elif ".jsonl" in name:
+      yield from _json_rows(path, start, stop)
+    else:
+      yield from _csv_rows(path, start, stop)
+  except (OSError, EOFError, ValueError, csv.Error, zlib.error, zipfile.BadZipFile, pyarrow.ArrowException) as error:
+    yield Fault("broken_file", path.name, str(error))
+
+
+def _parquet_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row]]:
+  file, first = pyarrow.parquet.ParquetFile(path), 0
+  for group in range(file.num_row_groups):
+    rows = file.metadata.row_group(group).num_rows
+    if first < stop and first + rows > start:
+      numbers = itertools.count(first)
+      for batch in file.iter_batches(BATCH, row_groups=[group]):
+        for number, row in zip(itertools.islice(numbers, len(batch)), batch.to_pylist(), strict=True):
+          if start <= number < stop:
+            yield f"row {number}", row
+    first += rows
+
+
+def _json_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
+  with _opened(path) as file:
+    file.seek(start)
+    for offset, line in _lines(file, start):
+      if stop and offset >= stop:
+        return
+      if line.strip():
+        yield _json_row(line, f"byte {offset}", path)
+
+
+def _json_row(line: bytes, name: str, path: pathlib.Path) -> tuple[str, Row] | Fault:
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError) as error:  # also of bytes that are not UTF-8
+    return Fault("bad_document", f"{path.name}, {name}", f"not JSON: {error}")
+  return (name, row) if isinstance(row, dict) else Fault("bad_document", f"{path.name}, {name}", "not an object")
+
+
+def _csv_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
+  name = path.name.lower()
+  with path.open("rb") as file:
+    header = next(csv.reader([_text(file.readline())], delimiter=_delimiter(name)), [])
+    file.seek(start)
+    for offset, fields in _csv_records(file, start, name):
+      if offset >= stop:
+        return
+      fault = _csv_fault(fields, header)
+      if fault:
+        yield Fault("bad_document", f"{path.name}, byte {offset}", fault)
+      else:
+        yield f"byte {offset}", dict(zip(header, fields, strict=True))
+
+
+def _csv_fault(fields: list[str], header: list[str]) -> str | None:
+  if len(fields) != len(header):
+    return f"{len(fields)} fields for {len(header)} columns"
+  return "not UTF-8" if any("\udc80" <= letter <= "\udcff" for field in fields for letter in field) else None
+
+
+def _row_offsets(file: BinaryIO, name: str) -> Iterator[int]:
+  """Where each row begins; a CSV's header is none."""
+  if ".jsonl" in name:
+    return (offset for offset, line in _lines(file, 0) if line.strip())
+  header = file.readline()
+  return (offset for offset, _ in _csv_records(file, len(header), name))
+
+
+def _csv_records(file: BinaryIO, start: int, name: str) -> Iterator[tuple[int, list[str]]]:
+  """(offset, fields) of each record; a quoted field may have line ends in it."""
+  offset = start
+
+  def lines() -> Iterator[str]:
+    nonlocal offset
+    for line in file:
+      offset += len(line)
+      yield _text(line)
+
+  begins = start
+  for fields in csv.reader(lines(), delimiter=_delimiter(name)):
+    if fields:  # an empty line is no record
+      yield begins, fields
+    begins = offset
+
+
+def _lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
+  for line in file:
+    yield start, line
+    start += len(line)
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+  if path.name.lower().endswith(".gz"):
+    return gzip.open(path)
+  if path.name.lower().endswith(".zip"):
+    archive = zipfile.ZipFile(path)
+    return io.BufferedReader(archive.open(archive.namelist()[0]))
+  return path.open("rb")
+
+
+def _delimiter(name: str) -> str:
+  return "\t" if name.endswith(".tsv") else ","
+
+
+def _text(line: bytes) -> str:
+  return line.removeprefix(codecs.BOM_UTF8).decode("utf-8", errors="surrogateescape")

@@ -1,0 +1,42 @@
+"""Captioned pictures in tables: LAION and other Parquet, CSV, TSV and JSON Lines files."""
+
+import pathlib
+from collections.abc import Iterator
+
+from data_pipelines.build.inputs import Part, Source
+from data_pipelines.build.interleaving import Document, Fault
+from data_pipelines.build.readers.fields import (
+  TEXT_FIELDS,
+  first_field,
+  license_field,
+  picture_field,
+  similarity_field,
+  with_similarity,
+)
+from data_pipelines.build.readers.rows import Row, read_rows, split
+
+__all__ = ["read", "split"]
+
+
+def read(part: Part, source: Source) -> Iterator[Document | Fault]:
+  [file] = part.files
+  for row in read_rows(source.root / file, part.start, part.stop):
+    if isinstance(row, Fault):
+      yield row
+    else:
+      yield from pairs(f"{file}, {row[0]}", row[1], source, (source.root / file).parent)
+
+
+def pairs(name: str, row: Row, source: Source, folder: pathlib.Path) -> Iterator[Document | Fault]:
+  """One pair for each caption of a row, which may be a text or a list of texts."""
+  columns = source.settings.columns
+  captions = first_field(row, (columns.text,) if columns.text else TEXT_FIELDS)
+  medium = picture_field(row, columns.picture, folder, source)
+  captions = [captions] if isinstance(captions, str) else captions
+  if medium is None or not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+    wanted = "picture" if medium is None else "caption"
+    yield Fault("bad_document", name, f"no {wanted} among its fields {', '.join(map(str, row))}"[:400])
+    return
+  license = license_field(row, columns.license)
+  for caption in captions:
+    yield Document((with_similarity(medium, similarity_field(row)), caption), name, license)

@@ -1,0 +1,126 @@
+"""WebDataset tars: members of one name are a sample, told apart by what follows the first dot (as img2dataset writes).
+
+    00000/000000012.jpg  000000012.txt  000000012.json
+
+Members are read in the order of the file and never written to disk.
+"""
+
+import json
+import pathlib
+import posixpath
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.build.inputs import Part, Source
+from data_pipelines.build.interleaving import Document, Fault, Medium
+from data_pipelines.build.readers.fields import (
+  TEXT_FIELDS,
+  URL_FIELDS,
+  license_field,
+  similarity_field,
+  text_field,
+)
+
+MEDIA = {
+  "pairs": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif", "tiff", "img"),
+  "videos": ("mp4", "webm", "avi", "mov", "mkv"),
+}
+TEXTS = ("txt", "caption", "text")
+LARGEST_MEMBER = 2**30  # bytes
+
+
+def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
+  return [(0, 0)]  # the whole file: a tar has no table of contents
+
+
+def read(part: Part, source: Source) -> Iterator[Document | Fault]:
+  [file] = part.files
+  sample: dict[str, Any] = {}
+  key = None
+  for member in members(source.root / file):
+    if isinstance(member, Fault):
+      yield member
+      continue
+    name, data = member
+    stem, suffix = split_name(name)
+    if stem != key and sample:
+      yield document(f"{file}/{key}", sample, source)
+      sample = {}
+    key = stem
+    sample[suffix] = data
+  if sample:
+    yield document(f"{file}/{key}", sample, source)
+
+
+def document(name: str, sample: dict[str, bytes], source: Source) -> Document | Fault:
+  """The Document of a sample; its text is that of a text file, or else of a field of its JSON file."""
+  columns = source.settings.columns
+  suffixes = (columns.picture or columns.video,) if columns.picture or columns.video else MEDIA[source.settings.kind]
+  data = next((sample[suffix] for suffix in suffixes if suffix in sample), None)
+  if data is None:
+    return Fault("bad_document", name, f"no medium among {', '.join(sample)}")
+  try:
+    fields = json.loads(sample.get("json", b"{}"))
+    written = next((sample[suffix].decode() for suffix in TEXTS if suffix in sample), None)
+  except (ValueError, RecursionError) as error:
+    return Fault("bad_document", name, str(error))
+  if not isinstance(fields, dict):
+    return Fault("bad_document", name, "its JSON is no object")
+  text = written if written is not None else text_field(fields, (columns.text,) if columns.text else TEXT_FIELDS)
+  medium = Medium(data, text_field(fields, URL_FIELDS), similarity=similarity_field(fields))
+  return Document((medium, text), name, license_field(fields, columns.license))
+
+
+def members(path: pathlib.Path) -> Iterator[tuple[str, bytes] | Fault]:
+  """(name, bytes) of each file in a tar; one that leads out of it is a Fault, and a damaged tar ends with one."""
+  try:
+    with tarfile.open(path, "r|*") as tar:
+      for member in tar:
+        fault = _member_fault(member)
+        if fault:
+          yield Fault(fault, f"{path.name}/{member.name}")
+        elif member.isfile():
+          yield member.name, tar.extractfile(member).read()
+  except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+    yield Fault("broken_file", path.name, str(error))
+
+
+def places(path: pathlib.Path) -> Iterator[tuple[str, int, int]]:
+  """(address, offset, size) of each picture in an uncompressed tar: by its name, and by the URL in its JSON file."""
+  try:
+    with tarfile.open(path, "r:") as tar:
+      pictures: dict[str, tuple[int, int]] = {}
+      for member in tar:
+        stem, suffix = split_name(member.name)
+        if member.isfile() and suffix in MEDIA["pairs"]:
+          pictures[stem] = (member.offset_data, member.size)
+          yield member.name, *pictures[stem]
+        elif member.isfile() and suffix == "json":
+          url = text_field(json.loads(tar.extractfile(member).read()), URL_FIELDS)
+          if url and stem in pictures:
+            yield url, *pictures[stem]
+  except (OSError, EOFError, ValueError, AttributeError, tarfile.TarError):
+    return  # what lies behind the damage is not found, and counts as missing
+
+
+def read_at(path: pathlib.Path, offset: int, size: int, address: str) -> bytes | None:
+  with path.open("rb") as file:
+    file.seek(offset)
+    return file.read(size)
+
+
+def split_name(name: str) -> tuple[str, str]:
+  """("folder/key", "suffix") of a member; the suffix in lower case, from the first dot of the file's name on."""
+  folder, file = posixpath.split(name)
+  key, _, suffix = file.partition(".")
+  return posixpath.join(folder, key), suffix.lower()
+
+
+def _member_fault(member: tarfile.TarInfo) -> str | None:
+  if member.name.startswith("/") or ".." in member.name.split("/"):
+    return "outside_folder"
+  if member.issym() or member.islnk():
+    return "outside_folder"  # wherever it leads: a sample has its own bytes
+  return "too_large" if member.size > LARGEST_MEMBER else None

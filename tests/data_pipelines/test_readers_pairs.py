@@ -1,0 +1,285 @@
+"""Every layout of captioned pictures, from files as they are found to shards and back."""
+
+import base64
+import csv
+import io
+import itertools
+import json
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data_pipelines.build.settings import Columns
+from flamingo_jax.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+  (tmp_path / "in").mkdir()
+  return tmp_path / "in"
+
+
+def captions(examples) -> list[str]:
+  assert all(len(example.media) == 1 and example.texts[0] == "" for example in examples)
+  return [example.texts[1] for example in examples]
+
+
+# WebDataset
+
+
+def write_tar(path, members: dict[str, bytes], mode: str = "w") -> None:
+  with tarfile.open(path, mode) as tar:
+    for name, data in members.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("00000.tar", "w"), ("pax.tar", "w:gz")])
+def test_a_webdataset_sample_is_a_pair(built, root, picture, name, mode):
+  about = {"url": "https://x.org/b.jpg", "caption": "from the JSON file", "license": "CC0-1.0", "similarity": 0.3}
+  members = {
+    "0/a.png": picture(1),
+    "0/a.txt": b"A cat.\n",
+    "0/a.json": json.dumps(about).encode(),
+    "0/b.JPG": picture(2, format="JPEG"),
+    "0/b.json": json.dumps(about).encode(),
+    "1/b.seg.png": picture(3),  # "seg.png" is no picture's suffix, as WebDataset reads names
+    "1/b.webp": picture(4, format="WEBP"),
+    "1/b.txt": "Of another folder: ünïcode.".encode(),
+  }
+  write_tar(root / name, members, mode)
+  _, examples = built("pairs", root, license="mixed")
+  assert captions(examples) == ["A cat.", "from the JSON file", "Of another folder: ünïcode."]
+  assert [example.media[0] for example in examples] == [picture(1), members["0/b.JPG"], members["1/b.webp"]]
+  assert [example.source for example in examples] == [f"mine/{name}/{key}" for key in ("0/a", "0/b", "1/b")]
+  assert [example.license for example in examples] == ["CC0-1.0", "CC0-1.0", "mixed"]
+
+
+def test_tables_that_stand_beside_tars_are_not_read_again(built, root, picture):
+  """img2dataset leaves a Parquet file and a JSON file of statistics beside each tar."""
+  write_tar(root / "00000.tar", {"a.png": picture(), "a.txt": b"A cat."})
+  table = pyarrow.Table.from_pylist([{"url": "https://x.org/a.png", "caption": "A cat."}])
+  pyarrow.parquet.write_table(table, root / "00000.parquet")
+  (root / "00000_stats.json").write_text('{"count": 1}')
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."] and manifest["read"]["documents"] == 1
+
+
+def test_members_that_climb_out_of_their_folder_are_named(built, root, tmp_path, picture):
+  with tarfile.open(root / "bad.tar", "w") as tar:
+    for name in ("../a.png", "/etc/b.png", "x/../../c.png", "good.png", "good.txt"):
+      data = picture() if name.endswith("png") else b"A cat."
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data))
+    link = tarfile.TarInfo("d.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    tar.addfile(link)
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."]
+  assert [error["record"] for error in manifest["errors"]["outside_folder"]["records"]] == [
+    "bad.tar/../a.png", "bad.tar//etc/b.png", "bad.tar/x/../../c.png", "bad.tar/d.png",
+  ]  # fmt: skip
+
+
+def test_what_is_wrong_with_a_tar_is_named(built, root, picture):
+  write_tar(root / "cut.tar", {"a.png": picture(1), "a.txt": b"A cat.", "b.png": picture(2), "b.txt": b"A dog."})
+  data = (root / "cut.tar").read_bytes()
+  (root / "cut.tar").write_bytes(data[: data.index(b"b.png") + 5000])
+  (root / "empty.tar").write_bytes(b"")
+  write_tar(root / "texts.tar", {"a.txt": b"no picture", "b.png": picture(3), "b.txt": b"\xff\xfe", "c.json": b"[1]"})
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."]
+  assert {cause: found["count"] for cause, found in manifest["errors"].items()} == {"bad_document": 3, "broken_file": 2}
+  assert {error["record"] for error in manifest["errors"]["broken_file"]["records"]} == {"cut.tar", "empty.tar"}
+
+
+# Tables
+
+
+def rows_of(picture, root) -> list[dict]:
+  (root / "one.jpg").write_bytes(picture(1, format="JPEG"))
+  return [
+    {"image": "one.jpg", "caption": 'A "cat",\non two lines', "license": "CC0-1.0"},
+    {"image": base64.b64encode(picture(2, format="JPEG")).decode(), "caption": "In base64", "license": None},
+    {"image": f"data:image/png;base64,{base64.b64encode(picture(3)).decode()}", "caption": "Inside", "license": "?"},
+  ]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_row_is_a_pair(built, root, picture, form):
+  rows, path = rows_of(picture, root), root / f"table.{form}"
+  if form == "parquet":
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+  elif form == "jsonl":
+    path.write_text("\n".join(map(json.dumps, rows)))
+  else:
+    with path.open("w", encoding="utf-8-sig", newline="") as file:  # with a byte order mark, as spreadsheets write it
+      writer = csv.DictWriter(file, rows[0], delimiter="\t" if form == "tsv" else ",")
+      writer.writeheader()
+      writer.writerows(rows)
+  _, examples = built("pairs", path, license="mixed", documents_per_shard=2)
+  assert captions(examples) == ['A "cat",\non two lines', "In base64", "Inside"]
+  assert [example.media[0] for example in examples] == [
+    picture(1, format="JPEG"), picture(2, format="JPEG"), picture(3),
+  ]  # fmt: skip
+  assert [example.license for example in examples] == ["CC0-1.0", "mixed", "mixed"]
+
+
+def test_laion_is_read_with_pictures_by_their_urls(built, root, tmp_path, picture):
+  rows = [
+    {"URL": "https://x.org/1.png", "TEXT": "One", "similarity": 0.31, "LICENSE": "?", "NSFW": "UNLIKELY"},
+    {"URL": "https://x.org/2.png", "TEXT": "Two", "similarity": 0.2, "LICENSE": "?", "NSFW": "UNLIKELY"},
+    {"URL": "https://x.org/3.png", "TEXT": "Three", "similarity": 0.5, "LICENSE": "?", "NSFW": "UNLIKELY"},
+  ]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "part-00000.snappy.parquet")
+  (tmp_path / "kept").mkdir()
+  found = {"a.png": picture(1), "a.json": b'{"url": "https://x.org/1.png"}'}
+  found |= {"b.png": picture(2), "b.json": b'{"url": "https://x.org/2.png"}'}
+  write_tar(tmp_path / "kept" / "downloads.tar", found)
+  manifest, examples = built("pairs", root, pictures=str(tmp_path / "kept"), minimum_similarity=0.3)
+  assert captions(examples) == ["One"] and examples[0].media == (picture(1),)
+  assert manifest["dropped"]["documents"] == {"remote": 1, "similarity": 1}
+
+
+def test_hugging_face_tables_hold_bytes_and_several_captions(built, root, picture):
+  rows = [{"photo": {"bytes": picture(), "path": "a.png"}, "sentences": ["A cat.", "A pet."]}]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "train.parquet")
+  _, examples = built("pairs", root, columns=Columns(picture="photo", text="sentences"))
+  assert captions(examples) == ["A cat.", "A pet."]
+
+
+def test_rows_that_lack_something_are_named_with_their_fields(built, root, picture):
+  (root / "a.png").write_bytes(picture())
+  lines = [
+    '{"image": "a.png", "caption": "A cat."}',
+    '{"image": "a.png", "words": "A cat."}',
+    '{"photo": "a.png", "caption": "A cat."}',
+    '{"image": "a.png", "caption": 5}',
+    '{"image": "a.png", ',
+    '{"image": "../secret.png", "caption": "A way out"}',
+    '{"image": "gone.png", "caption": "Gone"}',
+  ]
+  (root / "rows.jsonl").write_text("\n".join(lines))
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."]
+  bad = manifest["errors"]["bad_document"]
+  assert bad["count"] == 4
+  assert bad["records"][0]["detail"] == "no caption among its fields image, words"
+  assert bad["records"][1]["detail"] == "no picture among its fields photo, caption"
+  assert manifest["errors"]["outside_folder"]["count"] == 1 and manifest["dropped"]["media"]["missing"] == 1
+
+
+@pytest.mark.parametrize(
+  ("name", "data"),
+  [
+    ("a.parquet", b"PAR1 but not really"),
+    ("a.jsonl.gz", b"\x1f\x8b\x08 cut"),
+    ("a.jsonl.zip", b"PK\x03\x04 cut"),
+    ("a.json", b'{"images": '),
+  ],
+)
+def test_a_file_that_is_not_what_it_is_called_is_named(built, root, name, data):
+  (root / name).write_bytes(data)
+  with pytest.raises(UserError, match=rf"1 of 1 documents and media are broken(?s:.*)broken_file: 1, such as {name}"):
+    built("pairs", root, most_errors=0.01)
+
+
+def test_csv_records_of_another_width_or_encoding_are_named(built, root, picture):
+  (root / "a.png").write_bytes(picture())
+  (root / "a.csv").write_bytes(b"image,caption\na.png,A cat\na.png\na.png,\xff\xfe\na.png,A,B\n\na.png,A dog\n")
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat", "A dog"]
+  details = [error["detail"] for error in manifest["errors"]["bad_document"]["records"]]
+  assert details == ["1 fields for 2 columns", "not UTF-8", "3 fields for 2 columns"]
+
+
+# COCO
+
+
+def test_coco_has_a_pair_for_each_annotation(built, root, picture):
+  for folder in ("annotations", "train2017"):
+    (root / folder).mkdir()
+  (root / "train2017" / "1.jpg").write_bytes(picture(1, format="JPEG"))
+  (root / "train2017" / "2.jpg").write_bytes(picture(2, format="JPEG"))
+  content = {
+    "images": [{"id": 7, "file_name": "1.jpg", "license": 3}, {"id": 8, "file_name": "2.jpg", "license": 4}],
+    "licenses": [{"id": 3, "name": "Attribution", "url": "https://c.org/by/2.0/"}],
+    "annotations": [
+      {"id": 1, "image_id": 8, "caption": " A dog. "},
+      {"id": 2, "image_id": 7, "caption": "A cat."},
+      {"id": 3, "image_id": 7, "caption": "A pet."},
+      {"id": 4, "image_id": 9, "caption": "Nothing."},
+    ],
+  }
+  (root / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+  (root / "annotations" / "instances.json").write_text('{"categories": []}')  # not of captions: passed over
+  manifest, examples = built("pairs", root, documents_per_shard=2)
+  assert captions(examples) == ["A dog.", "A cat.", "A pet."]
+  assert examples[1].media == (picture(1, format="JPEG"),)
+  assert [example.license for example in examples] == ["unknown", "https://c.org/by/2.0/", "https://c.org/by/2.0/"]
+  assert manifest["errors"]["bad_document"]["count"] == 1
+
+
+# TFDS
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+  """A builder with its data, prepared; six examples of one picture and two captions."""
+  folder = tmp_path_factory.mktemp("tfds")
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 70, 80, 3), np.uint8)
+  features = tfds.features.FeaturesDict(
+    {
+      "photo": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+      "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+      "rights": tfds.features.Text(),
+    }
+  )
+  version, lengths = folder / "cats" / "1.0.0", (4, 2)
+  version.mkdir(parents=True)
+  numbers = iter(range(6))
+  for shard, length in enumerate(lengths):
+    with tf.io.TFRecordWriter(str(version / f"cats-train.tfrecord-{shard:05d}-of-00002")) as writer:
+      for number in itertools.islice(numbers, length):
+        texts = [f"cat {number}", f"pet {number}"]
+        example = {"photo": pixels[number], "captions": {"text": texts}, "rights": "CC0-1.0"}
+        writer.write(features.serialize_example(features.encode_example(example)))
+  template = tfds.core.ShardedFileTemplate(data_dir=version, dataset_name="cats", filetype_suffix="tfrecord")
+  split = tfds.core.SplitInfo(name="train", shard_lengths=list(lengths), num_bytes=0, filename_template=template)
+  tfds.folder_dataset.write_metadata(data_dir=version, features=features, split_infos=[split])
+  return folder, pixels
+
+
+FIELDS = Columns(picture="photo", text="captions/text", license="rights")
+
+
+def test_a_tfds_builder_is_read_in_its_order(built, prepared):
+  folder, pixels = prepared
+  _, examples = built("pairs", folder, tfds="cats", columns=FIELDS, documents_per_shard=4)
+  assert captions(examples) == [f"{name} {number}" for number in range(6) for name in ("cat", "pet")]
+  shown = [np.asarray(Image.open(io.BytesIO(example.media[0]))) for example in examples]
+  assert all((shown[at] == pixels[at // 2]).all() for at in range(12))
+  assert {example.license for example in examples} == {"CC0-1.0"}
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    (dict(tfds="dogs", columns=FIELDS), r"--tfds: dogs is not prepared in"),
+    (dict(tfds="cats", columns=FIELDS, split="test"), r"--split: cats has no test, but train"),
+    (dict(tfds="cats", columns=Columns("image", "captions/text")), r"--picture-column: cats has no field 'image'"),
+    (dict(tfds="cats", columns=Columns("photo", "captions/words")), r"--text-column: cats has no field"),
+    (dict(tfds="cats", columns=Columns("photo", "captions/text", "terms")), r"--licence-column: cats has no field"),
+  ],
+)
+def test_what_a_builder_does_not_have_is_named(built, prepared, settings, message):
+  with pytest.raises(UserError, match=message):
+    built("pairs", prepared[0], **settings)
