@@ -64,10 +64,15 @@ def page_row(
     see_next: whether tokens attend to the next medium rather than to the previous one.
   """
   tokens = document(chunks, tokenizer)
-  first = int(start * (max(len(tokens) - (length - 1), 0) + 1))
+  first = int(start * windows(tokens, length))
   passed = tokens[:first].count(tokenizer.image)
   row = make_row([tokenizer.bos, *tokens[first : first + length - 1]], tokenizer, see_next=see_next, passed=passed)
   return keep_media(row, slots, tokenizer)
+
+
+def windows(tokens: Sequence[int], length: int) -> int:
+  """How many windows a page has that are `length` tokens long with their <BOS>."""
+  return max(len(tokens) - (length - 1), 0) + 1
 
 
 def document(chunks: Sequence[Sequence[int]], tokenizer: Tokenizer) -> list[int]:

@@ -152,6 +152,17 @@ class Shards:
     shard, inner = self._locate(index)
     return str(shard.path), inner
 
+  def index(self, path: pathlib.Path, record: int) -> int:
+    """Which record this is, by its file and number there. Raises UserError when there is no such file or record."""
+    names = [shard.path.name for shard in self._shards]
+    if path.name not in names:
+      raise UserError(f"{path} is not one of the {len(names)} shards of {self.directory}, such as {names[0]}.")
+    number = names.index(path.name)
+    records = self._shards[number].records
+    if not 0 <= record < records:
+      raise UserError(f"{path} has {records} records, 0 to {records - 1}; there is no record {record}.")
+    return self._ends[number] - records + record
+
   def _locate(self, index: int) -> "tuple[_Shard | _LostShard, int]":
     if not 0 <= index < len(self):
       raise IndexError(f"record {index} of a stream of {len(self)}")

@@ -38,6 +38,7 @@ Pool = concurrent.futures.Executor
 ALIGNMENT = 64  # bytes
 AT_ONCE = 4  # rows that a thread takes
 LONGEST_CYCLE = 10_000  # turns of all sources
+UNCHANGED = (0.0,) * 8  # chances of a medium where nothing is drawn for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,21 @@ def check_sources(name: str, config: StreamConfig) -> list[str]:
   if shares and (min(shares) < 1 or sum(shares) > LONGEST_CYCLE):
     return [f"streams.{name}.shares is {shares}; each is at least 1, and all together at most {LONGEST_CYCLE}."]
   return []
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDraw:
+  """All that is random of how a record's text is read.
+
+  Attributes:
+    start: of a page, in [0, 1), where the window starts among all its possible places.
+    see_next: of a page, whether tokens attend to the next medium rather than to the previous one.
+    space: of a pair, whether a space stands before the caption.
+  """
+
+  start: float = 0.0
+  see_next: bool = False
+  space: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +315,7 @@ class Stream:
     """
     try:
       example = self.example(index)
-      text = self.text(example, draw(*key), room)
+      text = self.text(example, self.text_draw(key), room)
     except MediaError as error:
       yield self.fault(index, None, error)
       return
@@ -339,41 +355,53 @@ class Stream:
     inside = chunk_weights(text.tokens, present, image=tokenizer.image, end_of_chunk=tokenizer.end_of_chunk)
     return text.loss_weights * inside
 
-  def text(self, example: Example, chances: Sequence[float], room: int) -> Row:
-    """The tokens of a record, at most `room`; chances are for all that is random of them, each in [0, 1).
+  def text_draw(self, key: tuple[int, ...]) -> TextDraw:
+    """What is drawn for the text of the record at (seed, position, slot)."""
+    first, second, *_ = draw(*key)
+    if self.config.layout == "interleaved":
+      return TextDraw(start=first, see_next=self.training and second < self.config.p_next)
+    return TextDraw(space=self.training and first < 0.5)
+
+  def text(self, example: Example, drawn: TextDraw, room: int) -> Row:
+    """The tokens of a record, at most `room`.
 
     Raises:
       MediaError: `empty_text` when there is nothing to learn from; `bad_record` for a pair without a medium, or one
         that was planned for as if it could not be used.
     """
-    config = self.config
     if not any(text.strip() for text in example.texts):
       raise MediaError("empty_text", example.source)
-    if config.layout == "pairs":
-      if not example.media or not room:
-        raise MediaError("bad_record", example.source)
-      space = " " if self.training and chances[0] < 0.5 else ""
-      return pair_row(self.tokenizer.encode(space + pair_text(example.texts)), self.tokenizer, room)
-    return page_row(
-      [self.tokenizer.encode(text.strip()) for text in example.texts],
-      self.tokenizer,
-      length=room,
-      slots=config.media,
-      start=chances[0],
-      see_next=self.training and chances[1] < config.p_next,
-    )
+    if self.config.layout == "interleaved":
+      return self.window(self.chunks(example), drawn, room)
+    if not example.media or not room:
+      raise MediaError("bad_record", example.source)
+    return pair_row(self.tokenizer.encode(" " * drawn.space + pair_text(example.texts)), self.tokenizer, room)
+
+  def chunks(self, example: Example) -> list[list[int]]:
+    """The tokens of a page's texts."""
+    return [self.tokenizer.encode(text.strip()) for text in example.texts]
+
+  def window(self, chunks: Sequence[Sequence[int]], drawn: TextDraw, room: int) -> Row:
+    """A window of a page, at most `room` tokens."""
+    slots, see_next = self.config.media, drawn.see_next
+    return page_row(chunks, self.tokenizer, length=room, slots=slots, start=drawn.start, see_next=see_next)
 
   def write_medium(self, out: np.ndarray, example: Example, medium: int, chances: Sequence[float]) -> int:
     """Writes the frames that a medium has to [F, H, W, 3] or [F, S, V], and returns how many these are."""
+    frames = self.read_frames(example, medium, chances)
     if self.features is not None:
-      features = decode_features(example.media[medium], self.features)
-      out[: len(features)] = features
-      return len(features)
-    pictures = self.pixels(example, medium, chances)
-    pad_into(out[: len(pictures)], pictures)
-    return len(pictures)
+      out[: len(frames)] = frames
+    else:
+      pad_into(out[: len(frames)], frames)
+    return len(frames)
 
-  def pixels(self, example: Example, medium: int, chances: Sequence[float] = (0.0,) * 8) -> np.ndarray:
+  def read_frames(self, example: Example, medium: int, chances: Sequence[float] = UNCHANGED) -> np.ndarray:
+    """The frames that a medium has: `pixels`, or features [n, S, V]."""
+    if self.features is not None:
+      return decode_features(example.media[medium], self.features)
+    return self.pixels(example, medium, chances)
+
+  def pixels(self, example: Example, medium: int, chances: Sequence[float] = UNCHANGED) -> np.ndarray:
     """The frames that a medium has, flipped and coloured alike, before padding.
 
     Args:

@@ -74,6 +74,14 @@ def save_bpe(directory: pathlib.Path, vocabulary: list[str], merges: list[str], 
   bpe.save(str(directory / "tokenizer.json"))
 
 
+def byte_tokenizer() -> Tokenizer:
+  """Every byte a token: for texts of which only is asked whether there is any."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  bpe = tokenizers.Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(["", *alphabet])}, merges=[]))
+  bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+  return Tokenizer(bpe, 1 + len(alphabet), 0, 0)
+
+
 def load_tokenizer(
   directory: str | pathlib.Path, bos: int = 0, eos: int = 0, vocabulary: int | None = None
 ) -> Tokenizer:

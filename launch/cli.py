@@ -15,6 +15,7 @@ FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "
 
 EXPORT_FORMATS = ("openflamingo", "safetensors", "orbax", "stablehlo")
 FEATURE_DTYPES = ("bfloat16", "float32")
+NEAR_BITS = "of 64, by which the hash of a like picture may differ (%(default)s)"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,7 +133,46 @@ def make_parser() -> argparse.ArgumentParser:
     example = f"flamingo data build-{kind} --input=FOLDER --output=data/{kind} --name=mine --licence=CC-BY-4.0"
     builder = add(jobs, functools.partial(build_data, kind), f"build-{kind}", SUMMARIES[kind], example)
     add_options(builder, kind)
+  add_inspection(jobs)
   return parser
+
+
+def add_inspection(jobs) -> None:
+  """What looks at data (docs/inspect.md)."""
+  explain = add(
+    jobs, run_data_explain, "explain", "print what a stream makes of a record, token by token",
+    "flamingo data explain data/quickstart/streams/pages/train/pages-00000-of-00002.array_record:17 "
+    "--config=configs/quickstart.py",
+  )  # fmt: skip
+  explain.add_argument("record", metavar="SHARD:NUMBER", help="a file and the record's number, as in skipped.jsonl")
+  explain.add_argument("--config", required=True, help="a Python file with get_config()")
+  explain.add_argument("--stream", help="one of the config's; needed where several read the shard")
+  explain.add_argument("--step", type=int, help="a training step that reads the record: under its draws")
+  explain.add_argument("--start", type=float, default=0.0, help="where a page's window starts, 0 to 1 (%(default)s)")
+  explain.add_argument("--json", action="store_true", help="print one JSON object")
+
+  check = add(
+    jobs, run_data_check, "check", "read whole sets of records and say what would hurt a run",
+    "flamingo data check --config=configs/quickstart.py --evaluation-images=data/evaluation",
+  )  # fmt: skip
+  check.add_argument("folder", nargs="?", help="of shards, or of such folders; or give --config")
+  check.add_argument("--config", help="a Python file with get_config(): its streams, as a run reads them")
+  check.add_argument("--stream", action="append", default=[], help="one of the config's; may be repeated (all)")
+  check.add_argument("--evaluation-images", help="a folder of pictures that the data must not show")
+  check.add_argument("--near-bits", type=int, default=4, choices=range(0, 17), metavar="BITS", help=NEAR_BITS)
+  check.add_argument("--tolerate", type=float, help="the share at fault that does not hurt (maximum_skipped)")
+  check.add_argument("--show", type=int, default=5, help="how many of each finding are named (%(default)s)")
+  check.add_argument("--json", action="store_true", help="print one JSON object")
+
+  inspect = add(
+    jobs, run_data_inspect, "inspect", "write a page of what the model will see: text, media, and which sees which",
+    "flamingo data inspect --config=configs/quickstart.py --rows=6 --output=inspect.html",
+  )  # fmt: skip
+  inspect.add_argument("--config", required=True, help="a Python file with get_config()")
+  inspect.add_argument("--stream", action="append", default=[], help="one of the config's; may be repeated (all)")
+  inspect.add_argument("--step", type=int, default=1, help="whose batches are shown, as in metrics.jsonl (%(default)s)")
+  inspect.add_argument("--rows", type=int, default=4, help="of each stream (%(default)s)")
+  inspect.add_argument("--output", default="inspect.html", help="the file to write (%(default)s)")
 
 
 def add(verbs, run, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -206,6 +246,36 @@ def run_data_features(options) -> None:
   from launch.features import write_features
 
   print(write_features(options.config, options.overrides, options.stream, options.out, options.dtype))
+
+
+def run_data_explain(options) -> None:
+  from launch.data_explain import explain_record
+
+  record, config, stream = options.record, options.config, options.stream
+  explain_record(record, config, options.overrides, stream, options.step, options.start, as_json=options.json)
+
+
+def run_data_check(options) -> None:
+  from launch.data_check import check_data
+
+  check_data(
+    options.folder,
+    options.config,
+    options.overrides,
+    options.stream,
+    evaluation_images=options.evaluation_images,
+    near_bits=options.near_bits,
+    tolerate=options.tolerate,
+    most=options.show,
+    as_json=options.json,
+  )
+
+
+def run_data_inspect(options) -> None:
+  from launch.data_inspect import inspect_data
+
+  config, rows, output = options.config, options.rows, options.output
+  print(inspect_data(config, options.overrides, options.stream, step=options.step, rows=rows, output=output))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import gguf
@@ -18,6 +19,21 @@ def quickstart_data() -> pathlib.Path:
   folder = ROOT / "data" / "quickstart"
   quickstart(str(folder), "unused", {}, prepare_only=True)
   return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+  """Chromium without a window, driven by Playwright; where there is none, such tests are skipped, but not in CI."""
+  path = shutil.which("chromium")
+  if path is None:
+    absence = "no chromium on this machine; `apt-get install chromium` brings it"
+    pytest.fail(absence) if os.environ.get("CI") else pytest.skip(absence)
+  from playwright.sync_api import sync_playwright
+
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # root cannot have the sandbox
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -179,10 +179,10 @@ def text_pieces(text: str) -> tuple[Piece, ...]:
   return tuple(Piece(part, part in SPECIAL) for part in parts if part)
 
 
-def picture(frame: np.ndarray) -> str:
-  """A frame as a data: URI, at most LONGEST_SIDE pixels wide and high, as JPEG or PNG, whichever is smaller."""
+def picture(frame: np.ndarray, longest: int = LONGEST_SIDE) -> str:
+  """A frame as a data: URI, at most `longest` pixels wide and high, as JPEG or PNG, whichever is smaller."""
   image = Image.fromarray(frame)
-  image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+  image.thumbnail((longest, longest))
   encodings = {kind: io.BytesIO() for kind in ("jpeg", "png")}
   image.save(encodings["jpeg"], "JPEG", quality=85)
   image.save(encodings["png"], "PNG", optimize=True)

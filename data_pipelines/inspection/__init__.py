@@ -1,0 +1,1 @@
+"""Looking at streams: what one record becomes, and what is wrong with a whole set of them."""
