@@ -111,6 +111,10 @@ def read_settings(kind: str, options: argparse.Namespace):
     raise UserError("--similarity-model: give --minimum-similarity too, such as 0.25.")
   if given.get("tfds") and not (options.picture_column and options.text_column):
     raise UserError("--tfds: give --picture-column and --text-column, the names of the builder's fields.")
+  if options.pipeline_options and not options.pipeline_options[0].startswith("-"):
+    raise UserError(
+      f"{options.pipeline_options[0]}: not an option of Beam (those begin with -). The input is named by --input."
+    )
   if not 0 <= options.most_errors <= 1:
     raise UserError(f"--most-errors is {options.most_errors}; it is a share, from 0 to 1.")
   path = pathlib.Path(os.path.abspath(options.input))

@@ -30,8 +30,9 @@ def make_manifest(begun: Begun) -> tuple[dict[str, Any], Tally]:
       shards.append(done["shard"])
   records = sum(shard["records"] for shard in shards)
   if not records:
+    hint = "\nNothing is fetched: --pictures names a folder of what is remote." if tally.dropped_media["remote"] else ""
     raise UserError(
-      f"{plan.output}: nothing is kept of {tally.documents} {plan.settings.kind}.\n{dropped_in_words(tally)}."
+      f"{plan.output}: nothing is kept of {tally.documents} {plan.settings.kind}.\n{dropped_in_words(tally)}.{hint}"
     )
   return {
     "schema_version": SCHEMA_VERSION,
@@ -73,8 +74,10 @@ def refuse_errors(tally: Tally, most: float) -> None:
     ]
     raise UserError(
       f"{len(tally.errors)} of {read} documents and media are broken, {len(tally.errors) / max(read, 1):.1%}; "
-      f"--most-errors={most} allows {most:.1%}:\n" + "\n".join(lines) + "\nMend them, or run again with a higher rate; "
-      "what is read already will not be read again."
+      f"--most-errors={most} allows {most:.1%}:\n"
+      + "\n".join(lines)
+      + "\nMend them and build anew, or run again with a "
+      "higher rate: what is read already will not be read again."
     )
 
 

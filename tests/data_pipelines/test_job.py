@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import shutil
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from array_record.python import array_record_module as array_record
 from PIL import Image
 
+from data_pipelines.build import shard_files
 from data_pipelines.build.job import build
 from data_pipelines.build.plan import WORK, open_plan
 from data_pipelines.build.settings import BuildSettings
@@ -215,30 +217,30 @@ def processes():
 
 
 def test_a_build_stopped_between_any_two_files_goes_on(root, tmp_path, monkeypatch):
-  """Each run stops in place of its 2nd, 3rd or 4th rename, so that together they stop between all of them."""
-  settings, output = settings_of(root, documents_per_shard=6), tmp_path / "stopped"
-  whole = build(settings, tmp_path / "whole")
-  replace, done, stops = pathlib.Path.replace, {}, 0
-  for renames in itertools.islice(itertools.cycle((2, 3, 4)), 20):
-    count = itertools.count(1)
+  """What a kill would leave is copied before every rename, and once within each shard; a build goes on from there."""
+  settings, output, copies = settings_of(root, documents_per_shard=6), tmp_path / "whole", []
 
-    def replace_or_stop(path, target, count=count, renames=renames):
-      if next(count) == renames:
-        raise RuntimeError("stopped")
-      return replace(path, target)
+  def with_copy(function, every: int):
+    calls = itertools.count(1)
 
-    monkeypatch.setattr(pathlib.Path, "replace", replace_or_stop)
-    try:
-      build(settings, output)
-      break
-    except RuntimeError:
-      stops += 1
-    assert done.items() <= visible(output).items()  # what was finished was not written again
-    assert not (output / "manifest.json").exists()
-    done = finished(output)
-  assert stops >= 8 and len(done) == 2
-  assert build(settings, output) == whole
-  assert digests(output) == digests(tmp_path / "whole")
+    def copy_and_call(*arguments):
+      if next(calls) % every == 0:
+        copies.append(shutil.copytree(output, tmp_path / f"copy{len(copies)}"))
+      return function(*arguments)
+
+    return copy_and_call
+
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "replace", with_copy(pathlib.Path.replace, every=1))
+    patched.setattr(shard_files, "adjacent_media", with_copy(shard_files.adjacent_media, every=4))
+    whole = build(settings, output)
+  assert len(copies) == 1 + 2 * 2 + 2 * 3 + 1 + 2  # plan; candidates; shards, each with index; manifest; records
+  for copy in copies:
+    done = finished(copy)
+    assert not (copy / "manifest.json").exists()
+    assert build(settings, copy) == whole
+    assert done.items() <= visible(copy).items()  # what was finished was not written again
+    assert digests(copy) == digests(output)
 
 
 def test_a_build_killed_at_any_moment_goes_on(root, tmp_path, processes):
@@ -247,7 +249,7 @@ def test_a_build_killed_at_any_moment_goes_on(root, tmp_path, processes):
   whole = build(settings, tmp_path / "whole")
   seconds, moments = time.monotonic() - began, random.Random(time.time_ns())
   done = {}
-  for _ in range(5):
+  for _ in range(3):
     process = processes.Process(target=build, args=(settings, output))
     process.start()
     process.join(moments.uniform(0.2, 1) * seconds)

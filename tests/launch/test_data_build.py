@@ -59,6 +59,7 @@ def test_options_reach_the_build(folder):
     ("build-pairs", ["--input=in", "--similarity-model=run", "--minimum-similarity=0.2"], "run/config.json: missing"),
     ("build-pairs", ["--input=in", "--tfds=coco"], "--tfds: give --picture-column and --text-column"),
     ("build-pages", ["--input=in", "--most-errors=2"], "--most-errors is 2.0; it is a share, from 0 to 1"),
+    ("build-pages", ["--input=in", "folder"], "folder: not an option of Beam"),
     ("build-pages", ["--input=in", "--minimum-similarity=0.5", "--runner=Nobody"], "--runner=Nobody: "),
   ],
 )
@@ -77,8 +78,8 @@ def test_a_missing_package_is_named_with_what_brings_it(folder, monkeypatch, cap
   assert "apache_beam is not installed; `pip install 'flamingo_jax[build]'`" in capsys.readouterr().err
 
 
-def test_training_and_the_quickstart_need_nothing_that_only_builds_need():
-  """What reads data and what makes the quickstart's runs where these packages cannot be imported at all."""
+def test_streams_and_the_quickstart_need_nothing_that_only_builds_need():
+  """They are imported where these packages cannot be."""
   program = f"import sys\nfor name in {BUILD_ONLY}: sys.modules[name] = None\n"
-  program += "import data_pipelines.build.quickstart, data_pipelines.stream, launch.quickstart, launch.train"
+  program += "import data_pipelines.build.quickstart, data_pipelines.stream"
   subprocess.run([sys.executable, "-c", program], check=True)

@@ -27,7 +27,7 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
       parts = mmc4_parts(fields, folder, source) if "text_list" in fields else obelics_parts(fields, folder, source)
       yield Document(tuple(parts), address_of(fields) or name, license_field(fields, source.settings.columns.license))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-      yield Fault("bad_document", name, f"neither MMC4 nor OBELICS: {error!r}"[:400])
+      yield Fault("bad_document", name, f"neither MMC4 nor OBELICS: {error!r} among {', '.join(fields)}"[:400])
 
 
 def mmc4_parts(fields: Row, folder: pathlib.Path, source: Source) -> list[str | Medium | Lost]:
