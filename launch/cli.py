@@ -8,7 +8,7 @@ from absl import logging
 
 from flamingo_jax import __version__
 from flamingo_jax.errors import UserError
-from launch.data_build import KINDS, SUMMARIES, add_options, build_data
+from launch.data_build import KINDS, SUMMARIES, add_options, build_data, positive
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
@@ -79,8 +79,10 @@ def make_parser() -> argparse.ArgumentParser:
   what = plan.add_mutually_exclusive_group(required=True)
   what.add_argument("--parameters", action="store_true", help="how many there are, part by part")
   what.add_argument("--topology", help="compile the step for a slice of TPUs, such as v5e:8x8; no TPU is needed")
-  plan.add_argument("--search", type=int, nargs="?", const=8, metavar="N", help="rank N settings nearby (%(const)s)")
-  plan.add_argument("--steps", type=int, help="whose days are counted (the config's total_steps)")
+  plan.add_argument(
+    "--search", type=positive, nargs="?", const=8, metavar="N", help="rank N settings nearby (%(const)s)"
+  )
+  plan.add_argument("--steps", type=positive, help="whose days are counted (the config's total_steps)")
   plan.add_argument("--json", action="store_true", help="print one JSON object with the exact numbers")
 
   generate = add(
@@ -208,10 +210,11 @@ def run_plan(options) -> None:
     return
   from launch.plan_step import plan_search, plan_step
 
+  asked = (options.config, options.overrides, options.topology, options.steps)
   if options.search:
-    plan_search(options.config, options.overrides, options.topology, options.search, as_json=options.json)
+    plan_search(*asked, options.search, as_json=options.json)
   else:
-    plan_step(options.config, options.overrides, options.topology, options.steps, as_json=options.json)
+    plan_step(*asked, as_json=options.json)
 
 
 def run_generate(options) -> None:

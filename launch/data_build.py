@@ -30,8 +30,8 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
   add("--name", help="of the collection; every record's source begins with it (the input's own name)")
   add("--licence", "--license", default="unknown", help="of records whose source names none (%(default)s)")
   add("--pictures", default="", help="a folder of files, tars and WARC files with pictures that the input only names")
-  add("--documents-per-shard", type=_positive, default=1000, help="that are read for a shard (%(default)s)")
-  add("--smallest-side", type=_positive, default=64, help="of a picture, in pixels (%(default)s)")
+  add("--documents-per-shard", type=positive, default=1000, help="that are read for a shard (%(default)s)")
+  add("--smallest-side", type=positive, default=64, help="of a picture, in pixels (%(default)s)")
   add("--largest-aspect", type=float, default=3.0, help="longer side over shorter one (%(default)s)")
   add("--shortest-text", type=int, default=SHORTEST_TEXT[kind], help="characters (%(default)s)")
   add("--longest-text", type=int, default=1_000_000, help="characters (%(default)s)")
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
   add("--licence-column", "--license-column", default="", help="the field of the licence, likewise")
   if kind == "pages":
     add("--most-linked", type=float, default=0.5, help="blocks with a larger share of text in links go (%(default)s)")
-    add("--fewest-pictures", type=_positive, default=1, help="of a page (%(default)s)")
+    add("--fewest-pictures", type=positive, default=1, help="of a page (%(default)s)")
     add("--most-pictures", type=int, default=30, help="of a page; 0: any number (%(default)s)")
     add("--most-repeats", type=int, default=10, help="pages that show a picture; 0: any number (%(default)s)")
     add("--duplicates", default="drop", choices=("drop", "keep"), help="of text and pictures (%(default)s)")
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     add("--split", default="train", help="of the builder (%(default)s)")
     add("--similarity-model", default="", help="work directory of a contrastive run, for --minimum-similarity")
   add("--most-errors", type=float, default=0.01, help="share of the input that may be broken (%(default)s)")
-  add("--workers", type=_positive, default=1, help="processes on this machine (%(default)s)")
+  add("--workers", type=positive, default=1, help="processes on this machine (%(default)s)")
   add("--runner", default="DirectRunner", help="of Apache Beam (%(default)s); its own options come after --")
   add("pipeline_options", nargs="*", metavar="-- OPTION", help="of Beam and its runner")
 
@@ -172,7 +172,8 @@ def _shown_progress(output: pathlib.Path, console) -> Iterator[None]:
       watcher.join()
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+  """A number of things, as argparse reads it."""
   number = int(text)
   if number < 1:
     raise argparse.ArgumentTypeError(f"{text} is not at least 1")

@@ -38,7 +38,8 @@ def plan_step(path: str, overrides: dict[str, str], topology: str, steps: int | 
     as_json: prints one JSON object.
 
   Raises:
-    UserError: config, slice and mesh do not fit together, or the step does not fit a chip.
+    UserError: config, slice and mesh do not fit together, the step does not fit a chip, or what was compiled cannot be
+      read with certainty.
   """
   experiment = read_experiment(load_config(path, overrides), path)
   slice_ = open_topology(topology)
@@ -62,8 +63,18 @@ def plan_step(path: str, overrides: dict[str, str], topology: str, steps: int | 
   )
 
 
-def plan_search(path: str, overrides: dict[str, str], topology: str, tries: int, *, as_json: bool) -> None:
+def plan_search(
+  path: str, overrides: dict[str, str], topology: str, steps: int | None, tries: int, *, as_json: bool
+) -> None:
   """Compiles the settings nearest to a config's and ranks those that fit by tokens a second at the roofline.
+
+  Args:
+    path: of the config.
+    overrides: of its fields.
+    topology: a slice.
+    steps: of the run whose days are counted; None: the config's.
+    tries: how many settings are compiled.
+    as_json: prints one JSON object.
 
   Raises:
     UserError: config or slice are not as they should be, or nothing near fits.
@@ -79,10 +90,8 @@ def plan_search(path: str, overrides: dict[str, str], topology: str, tries: int,
       refused.append((candidate, error))
   found.sort(key=lambda pair: pair[1].tokens / pair[1].step_seconds, reverse=True)
   if as_json:
-    ranked = [
-      dict(settings=settings(each, experiment), **described(cost, experiment.training.total_steps))
-      for each, cost in found
-    ]
+    steps = steps or experiment.training.total_steps
+    ranked = [dict(settings=settings(each, experiment), **described(cost, steps)) for each, cost in found]
     too_large = [dict(settings=settings(each, experiment), needed_bytes=error.needed) for each, error in refused]
     print(json.dumps(dict(config=path, topology=topology, ranked=ranked, too_large=too_large)))
   else:

@@ -13,6 +13,8 @@ import numpy as np
 
 from data_pipelines.build.files import write_whole
 from data_pipelines.build.inputs import reader_module
+from data_pipelines.build.interleaving import Medium
+from data_pipelines.build.pictures import file_medium
 
 BUCKETS = 16
 ENTRY = np.dtype([("key", "<u8"), ("archive", "<u4"), ("offset", "<u8"), ("size", "<u8")])
@@ -88,7 +90,7 @@ class AddressBook:
   def _file(self, address: str) -> bytes | None:
     try:
       url = urllib.parse.urlsplit(address)
-      path = (self._root / url.netloc / urllib.parse.unquote(url.path).lstrip("/")).resolve()
-      return path.read_bytes() if path.is_relative_to(self._root) else None
-    except (OSError, ValueError):
+    except ValueError:
       return None
+    found = file_medium((url.netloc + urllib.parse.unquote(url.path)).lstrip("/"), self._root, self._root)
+    return found.data if isinstance(found, Medium) else None

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import collections
+import errno
 import hashlib
 import pathlib
 import urllib.parse
@@ -14,6 +15,7 @@ from PIL import Image
 from data_pipelines.build.filters import PAPER, PictureRules, judge_picture
 from data_pipelines.build.interleaving import Lost, Medium
 
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # of what a name may mean
 VERDICTS = 100_000  # kept in memory at most; pictures that are shown again soon are decoded once
 
 
@@ -53,13 +55,26 @@ class FolderPictures:
   def _file(self, name: str, folder: pathlib.Path, description: str) -> Medium | Lost:
     # As on a web server, a leading slash means the root of the pages.
     start = self.root if name.startswith("/") else folder
-    try:
-      path = (start / name.lstrip("/")).resolve()
-      if not path.is_relative_to(self.root):
-        return Lost("outside_folder", name)
-      return Medium(path.read_bytes(), path.relative_to(self.root).as_posix(), description)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
-      return Lost("missing", name)
+    return file_medium(name.lstrip("/"), start, self.root, description)
+
+
+def file_medium(name: str, folder: pathlib.Path, root: pathlib.Path, description: str = "") -> Medium | Lost:
+  """A file that a name means in `folder`, if it lies under `root`.
+
+  Raises:
+    OSError: the file is there and cannot be read. A disk that fails must not look like a picture that is missing.
+  """
+  try:
+    path, top = (folder / name).resolve(), root.resolve()
+    if not path.is_relative_to(top):
+      return Lost("outside_folder", name[:200])
+    return Medium(path.read_bytes(), path.relative_to(top).as_posix(), description)
+  except (ValueError, RuntimeError):  # a NUL in the name; links in a circle
+    return Lost("missing", name[:200])
+  except OSError as error:
+    if error.errno not in ABSENT:
+      raise
+    return Lost("missing", name[:200])
 
 
 class UrlPictures:

@@ -105,7 +105,7 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
     along = re.findall(r"'(\w+)'", meshed.group(2))
     ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
     return tuple(map(int, ids[tuple(slice(None) if axis in along else 0 for axis in sizes)].reshape(-1)))
-  raise UnreadableModule(f"the groups {written!r} of a collective")
+  raise UnreadableModule(f"which chips are meant by {written!r}")
 
 
 def numbers(text: str | None) -> tuple[int, ...]:

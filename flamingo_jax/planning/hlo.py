@@ -5,6 +5,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
+from flamingo_jax.errors import UserError
+
 BYTES = {"pred": 1, "token": 0, "opaque": 0, "bf16": 2}  # a value; others are named by their bits
 ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
 HEADER = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{$")
@@ -12,8 +14,11 @@ LINE = re.compile(r"  (ROOT )?%?[^\s=]+ = ")
 MOST_TRIPS = 1_000_000
 
 
-class UnreadableModule(Exception):
-  """A number that cannot be read from the module with certainty."""
+class UnreadableModule(UserError):
+  """A number that cannot be read from the module with certainty, and is not guessed."""
+
+  def __init__(self, what: str):
+    super().__init__(f"the compiled program does not tell {what}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +87,7 @@ def bytes_of(dtype: str) -> float:
     return BYTES[dtype]
   bits = re.match(r"[a-z]+(\d+)", dtype)
   if not bits:
-    raise UnreadableModule(f"the dtype {dtype!r}")
+    raise UnreadableModule(f"how large a {dtype!r} is")
   return int(bits.group(1)) / 8
 
 

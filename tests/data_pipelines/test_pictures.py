@@ -1,4 +1,6 @@
 import base64
+import errno
+import pathlib
 
 import pytest
 
@@ -86,3 +88,22 @@ def test_a_judge_forgets_the_oldest(monkeypatch):
   for data in (b"a", b"b", b"c", b"c", b"a"):
     judge.verdict(data)
   assert calls == [b"a", b"b", b"c", b"a"]
+
+
+def test_a_picture_that_cannot_be_read_is_not_taken_for_one_that_is_missing(tmp_path, picture, monkeypatch):
+  (tmp_path / "a.png").write_bytes(picture(2))
+
+  def fail(path):
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+  assert FolderPictures(tmp_path).find("b.png", str(tmp_path)) == Lost("missing", "b.png")
+  assert FolderPictures(tmp_path).find("a.png/b.png", str(tmp_path)) == Lost("missing", "a.png/b.png")
+  monkeypatch.setattr(pathlib.Path, "read_bytes", fail)
+  with pytest.raises(OSError, match="Input/output error"):
+    FolderPictures(tmp_path).find("a.png", str(tmp_path))
+
+
+def test_links_in_a_circle_lead_nowhere(tmp_path):
+  (tmp_path / "a.png").symlink_to(tmp_path / "b.png")
+  (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+  assert FolderPictures(tmp_path).find("a.png", str(tmp_path)) == Lost("missing", "a.png")

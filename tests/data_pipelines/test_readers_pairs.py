@@ -15,6 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_pipelines.build.readers.webdataset import places
 from data_pipelines.build.settings import Columns
 from flamingo_jax.errors import UserError
 
@@ -87,6 +88,15 @@ def test_members_that_climb_out_of_their_folder_are_named(built, root, tmp_path,
   assert [error["record"] for error in manifest["errors"]["outside_folder"]["records"]] == [
     "bad.tar/../a.png", "bad.tar//etc/b.png", "bad.tar/x/../../c.png", "bad.tar/d.png",
   ]  # fmt: skip
+
+
+def test_a_sample_with_damaged_json_hides_no_other_picture_of_its_archive(root, picture):
+  about = json.dumps({"url": "https://a.org/b.png"}).encode()
+  members = {"a.png": picture(1), "a.json": b"{", "b.png": picture(2), "b.json": about}
+  write_tar(root / "00000.tar", members)
+  data = (root / "00000.tar").read_bytes()
+  found = {address: data[offset : offset + size] for address, offset, size in places(root / "00000.tar")}
+  assert found == {"a.png": picture(1), "b.png": picture(2), "https://a.org/b.png": picture(2)}
 
 
 def test_what_is_wrong_with_a_tar_is_named(built, root, picture):

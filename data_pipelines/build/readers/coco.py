@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipelines.build.inputs import Part, Source
 from data_pipelines.build.interleaving import Document, Fault, Lost, Medium
-from data_pipelines.build.readers.fields import file_medium
+from data_pipelines.build.pictures import file_medium
 
 
 def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_pipelines.build.inputs import Source
 from data_pipelines.build.interleaving import Lost, Medium
-from data_pipelines.build.pictures import inline_picture
+from data_pipelines.build.pictures import file_medium, inline_picture
 
 # What LAION, img2dataset, Hugging Face, Conceptual Captions and the like call them; the first that is there counts.
 PICTURE_FIELDS = ("image", "picture", "jpg", "jpeg", "png", "webp", "image_base64", "image_path", "file_name", "path")
@@ -79,17 +79,6 @@ def named_medium(value: str, folder: pathlib.Path, source: Source, url: str = ""
   if isinstance(found, Lost) and found.cause == "missing":
     found = _known(value, url or value, source.find, "missing")
   return found
-
-
-def file_medium(name: str, folder: pathlib.Path, root: pathlib.Path) -> Medium | Lost:
-  """A file beside the one that names it, and under the input's folder."""
-  try:
-    path, top = (folder / name).resolve(), root.resolve()
-    if not path.is_relative_to(top):
-      return Lost("outside_folder", name)
-    return Medium(path.read_bytes(), path.relative_to(top).as_posix())
-  except (OSError, ValueError):  # ValueError: a NUL in the name
-    return Lost("missing", name[:200])
 
 
 def first_field(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

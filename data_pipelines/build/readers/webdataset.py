@@ -98,11 +98,20 @@ def places(path: pathlib.Path) -> Iterator[tuple[str, int, int]]:
           pictures[stem] = (member.offset_data, member.size)
           yield member.name, *pictures[stem]
         elif member.isfile() and suffix == "json":
-          url = text_field(json.loads(tar.extractfile(member).read()), URL_FIELDS)
+          url = url_of(tar.extractfile(member).read())
           if url and stem in pictures:
             yield url, *pictures[stem]
-  except (OSError, EOFError, ValueError, AttributeError, tarfile.TarError):
+  except (EOFError, ValueError, tarfile.TarError):
     return  # what lies behind the damage is not found, and counts as missing
+
+
+def url_of(data: bytes) -> str:
+  """The URL in a sample's JSON file; empty where that has none, or is none: the picture is still known by its name."""
+  try:
+    fields = json.loads(data)
+  except (ValueError, RecursionError):
+    return ""
+  return text_field(fields, URL_FIELDS) if isinstance(fields, dict) else ""
 
 
 def read_at(path: pathlib.Path, offset: int, size: int, address: str) -> bytes | None:
