@@ -22,6 +22,7 @@ extras = {
     "tokenizers>=0.19",
   ],
   "gguf": ["gguf>=0.10"],
+  "meteor": ["nltk>=3.9"],
   "plan": ["libtpu"],
   "report": ["bokeh>=3.4", "jinja2>=3.1", "pillow>=10", "pyyaml>=6"],
   "torch": ["torch>=2.6"],
@@ -41,14 +42,19 @@ extras["dev"] = (
   extras["quickstart"]
   + extras["build"]
   + extras["plan"]
+  + extras["meteor"]
   + [
+    "atheris>=3; platform_machine == 'x86_64' and sys_platform == 'linux'",
+    "bandit>=1.8",
     "beartype>=0.18",
     "beautifulsoup4>=4.12",
     "hypothesis>=6",
     "playwright>=1.45",
+    "pycocoevalcap>=1.2",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.6",
+    "scikit-learn>=1.5",
   ]
 )
 

@@ -1,0 +1,131 @@
+"""Which examples stand in a prompt: random ones, or the nearest by what the frozen encoder sees (RICES).
+
+Draws depend on a seed and on the query's id alone, not on the order in which queries are evaluated.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from flamingo_jax.errors import UserError
+
+ENSEMBLE = 6  # orders of the same shots (paper, section 4.2.2)
+
+
+def random_shots(support: Sequence[str], query: str, shots: int, *, seed: int) -> list[int]:
+  """Places of random support examples, in random order, without the query itself.
+
+  Args:
+    support: ids of the support examples.
+    query: id of the query.
+    shots: how many.
+    seed: same seed and query, same shots.
+  """
+  others = np.flatnonzero(np.asarray(support, dtype=object) != query)
+  _check(shots, len(others))
+  return _generator(seed, query).permutation(others)[:shots].tolist()
+
+
+def nearest_shots(
+  support: Float[np.ndarray, "n D"],
+  queries: Float[np.ndarray, "q D"],
+  shots: int,
+  *,
+  support_ids: Sequence[str],
+  query_ids: Sequence[str],
+  block: int = 1024,
+) -> Int[np.ndarray, "q k"]:
+  """Places of the support examples most like each query by cosine, the most alike last (RICES; paper, section 4.2.2).
+
+  Exact search. The query itself, known by its id, is left out; of equals the one that stands first counts as nearer.
+
+  Args:
+    support: features of the frozen vision encoder, one vector an example.
+    queries: the same of the queries.
+    shots: k, how many.
+    support_ids: ids of the support examples.
+    query_ids: ids of the queries.
+    block: queries compared at a time.
+  """
+  if len(support) != len(support_ids) or len(queries) != len(query_ids):
+    raise UserError(
+      f"There are features of {len(support)} support examples and {len(queries)} queries, but {len(support_ids)} and"
+      f" {len(query_ids)} ids: give features for each."
+    )
+  place_of = {name: place for place, name in enumerate(support_ids)}
+  own = [place_of.get(query) for query in query_ids]
+  _check(shots, len(support) - any(place is not None for place in own))
+  unit = _normalized(support, support_ids)
+  found = [np.empty((0, shots), np.int64)]
+  for start in range(0, len(queries), block):
+    rows = slice(start, start + block)
+    similarity = _normalized(queries[rows], query_ids[rows]) @ unit.T
+    for row, place in enumerate(own[rows]):
+      if place is not None:
+        similarity[row, place] = -np.inf
+    found.append(np.argsort(-similarity, axis=1, kind="stable")[:, :shots][:, ::-1])
+  return np.concatenate(found)
+
+
+def ensemble_orders(shots: int, query: str, *, seed: int, count: int = ENSEMBLE) -> list[list[int]]:
+  """Different random orders of a query's shots, over which candidates' log-likelihoods are averaged.
+
+  As many as there are, where these are fewer than asked for: two shots have two orders.
+  """
+  generator = _generator(seed, query)
+  orders: dict[tuple[int, ...], None] = {}
+  while len(orders) < min(count, math.factorial(shots)):
+    orders[tuple(generator.permutation(shots).tolist())] = None
+  return [list(order) for order in orders]
+
+
+def drawn(examples: Sequence[str], count: int, *, seed: int) -> list[int]:
+  """Places of a random subset, chosen and ordered by the examples' ids: their own order does not matter.
+
+  The first of a longer draw are the shorter draw, so that consecutive parts of one are disjoint subsets.
+  """
+  _check(count, len(examples))
+  keys = {place: _digest(seed, name) for place, name in enumerate(examples)}
+  return sorted(keys, key=keys.__getitem__)[:count]
+
+
+def drawn_by_class(examples: Sequence[str], labels: Sequence[int], count: int, *, seed: int) -> list[int]:
+  """As `drawn`, with so many of each class; classes follow each other."""
+  members: dict[int, list[int]] = {}
+  for place, label in enumerate(labels):
+    members.setdefault(label, []).append(place)
+  few = [label for label, places in members.items() if len(places) < count]
+  if few:
+    raise UserError(
+      f"{len(few)} classes have fewer than {count} examples (class {few[0]} has {len(members[few[0]])}): draw fewer."
+    )
+  return [
+    places[chosen]
+    for _, places in sorted(members.items())
+    for chosen in drawn([examples[place] for place in places], count, seed=seed)
+  ]
+
+
+def _normalized(features: Float[np.ndarray, "n D"], ids: Sequence[str]) -> Float[np.ndarray, "n D"]:
+  features = np.asarray(features, np.float32)
+  norms = np.linalg.norm(features, axis=1, keepdims=True)
+  bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+  if len(bad):
+    raise UserError(f"The features of example {ids[bad[0]]} are zero or not finite: compute them again.")
+  return features / norms
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+  return np.random.default_rng(int.from_bytes(_digest(seed, name)))
+
+
+def _digest(seed: int, name: str) -> bytes:
+  return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+
+
+def _check(wanted: int, available: int) -> None:
+  if wanted > available:
+    raise UserError(f"{wanted} examples are asked for, but there are {available} to choose from: ask for fewer.")
