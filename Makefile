@@ -4,8 +4,9 @@ PYTHON ?= python3.11
 ENVIRONMENT := .venv
 FLAMINGO := $(ENVIRONMENT)/bin/flamingo
 PIP := $(ENVIRONMENT)/bin/python -m pip install --quiet
+BANDIT := $(ENVIRONMENT)/bin/bandit --quiet --recursive --configfile=pyproject.toml flamingo_jax launch data_pipelines configs
 
-.PHONY: train test clean
+.PHONY: train test security clean
 
 train: $(ENVIRONMENT)/.ready
 	$(FLAMINGO) quickstart
@@ -14,7 +15,11 @@ test: $(ENVIRONMENT)/.ready-to-test
 	$(FLAMINGO) quickstart --prepare-only
 	$(ENVIRONMENT)/bin/ruff check .
 	$(ENVIRONMENT)/bin/ruff format --check .
+	$(BANDIT)
 	$(ENVIRONMENT)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+
+security: $(ENVIRONMENT)/.ready-to-test
+	$(BANDIT)
 
 # Markers are written last: an installation that was interrupted is done again.
 $(ENVIRONMENT)/.ready: setup.py flamingo_jax/__init__.py

@@ -10,6 +10,9 @@ from PIL import Image
 
 from data_pipelines.media import DECODE_ERRORS, MediaError, check_pixels, pad, scale
 
+# Containers that hold their own frames: others of FFmpeg, such as concat and HLS, are lists of files to open.
+CONTAINERS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
+
 
 def decode_clip(
   encoded: bytes, size: int, *, frames: int, per_second: float, span: tuple[float, float], start: float
@@ -57,7 +60,7 @@ def read_clip(
 def open_video(encoded: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
   """A file and its first video stream. Whatever FFmpeg finds wrong on the way is a MediaError."""
   try:
-    with av.open(io.BytesIO(encoded)) as container:
+    with av.open(io.BytesIO(encoded), options=CONTAINERS) as container:
       if not container.streams.video:
         raise MediaError("broken_video", "no video stream")
       stream = container.streams.video[0]

@@ -59,11 +59,11 @@ def usable_text(shards: Shards, index: int) -> str:
 def kept_lengths(path: pathlib.Path, records: int) -> np.ndarray | None:
   """What the file holds, or None where that is not a length for each record."""
   try:
-    lengths = np.load(path)
+    lengths = np.load(path, mmap_mode="r")  # which refuses a file that is shorter than it says
   except (OSError, ValueError, EOFError):
     return None
   fits = isinstance(lengths, np.ndarray) and lengths.dtype == np.int32 and lengths.shape == (records,)
-  return lengths if fits and (lengths >= 0).all() else None
+  return np.array(lengths) if fits and (lengths >= 0).all() else None
 
 
 def keep_lengths(path: pathlib.Path, lengths: np.ndarray) -> None:

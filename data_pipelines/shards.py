@@ -81,7 +81,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError as error:
     found = "has no manifest.json" if directory.is_dir() else "does not exist"
     raise UserError(f"{directory} {found}: it is not a complete stream of shards. Build it first.") from error
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f"{path} cannot be read ({error}). Build the stream again.") from error
   if version != SCHEMA_VERSION:
     raise UserError(f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}. Build the stream again.")
@@ -101,7 +101,9 @@ def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
   directory = pathlib.Path(directory)
   manifest = read_manifest(directory)
   try:
-    shards = [_open_shard(directory / entry["file"], entry["records"], entry["bytes"]) for entry in manifest["shards"]]
+    shards = [
+      _open_shard(_inside(directory, entry["file"]), entry["records"], entry["bytes"]) for entry in manifest["shards"]
+    ]
     hashes = [entry["sha256"] for entry in manifest["shards"]]
     records = manifest["records"]
   except (KeyError, TypeError) as error:
@@ -109,7 +111,7 @@ def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
   lost = [shard for shard in shards if isinstance(shard, _LostShard)]
   if sum(shard.records for shard in lost) > tolerated * records:
     raise UserError("\n".join(shard.fault for shard in lost))
-  if sum(shard.records for shard in shards) != records:
+  if not shards or sum(shard.records for shard in shards) != records:
     raise UserError(
       f"{directory / MANIFEST}: its shards hold {sum(shard.records for shard in shards)} records, "
       f"but the manifest says {records}. Build the stream again."
@@ -200,6 +202,13 @@ class _Shard:
       ) from error
 
 
+def _inside(directory: pathlib.Path, name: str) -> pathlib.Path:
+  """A file that a manifest names. Raises UserError when that leads elsewhere."""
+  if pathlib.PurePath(name).parts != (name,) or name == "..":
+    raise UserError(f"{directory / MANIFEST}: {name!r} is not the name of a file beside it. Build the stream again.")
+  return directory / name
+
+
 @dataclasses.dataclass(frozen=True)
 class _LostShard:
   """A file that cannot be opened, in the place of its records."""
@@ -213,6 +222,8 @@ class _LostShard:
 
 
 def _open_shard(path: pathlib.Path, records: int, size: int) -> "_Shard | _LostShard":
+  if type(records) is not int or records < 1:
+    raise TypeError(f"a number of records for {path.name}: {records!r} is none")
   try:
     return _Shard(path, records, size)
   except UserError as error:

@@ -61,14 +61,17 @@ def save_bpe(directory: pathlib.Path, vocabulary: list[str], merges: list[str], 
   """Writes `tokenizer.json` from the parts that a GGUF file holds.
 
   Raises:
-    UserError: the pre-tokenizer is not one we know.
+    UserError: the pre-tokenizer is not one we know, or the parts do not fit together.
   """
-  if pre_tokenizer not in PRE_TOKENIZERS:
+  if not isinstance(pre_tokenizer, str) or pre_tokenizer not in PRE_TOKENIZERS:
     known = ", ".join(PRE_TOKENIZERS)
     raise UserError(f"The tokenizer's pre-tokenizer is {pre_tokenizer!r}; known are: {known}.")
   ids = {token: index for index, token in enumerate(vocabulary)}
   pairs = [tuple(merge.split(" ")) for merge in merges]
-  bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=pairs))
+  try:
+    bpe = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=pairs))
+  except Exception as error:  # the library raises nothing more precise
+    raise UserError(f"The tokenizer's merges do not fit its {len(ids)} tokens ({error}).") from error
   bpe.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre_tokenizer])
   bpe.decoder = decoders.ByteLevel()
   bpe.save(str(directory / "tokenizer.json"))

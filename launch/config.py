@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib.util
 import pathlib
+import sys
 import types
 import typing
 
@@ -21,10 +22,14 @@ def load_config(path: str, overrides: dict[str, str]) -> dict:
   Raises:
     UserError: there is no such file, it fails, or an override names no field.
   """
-  config = run_file(find_config(path))
+  return overridden(run_file(find_config(path)), overrides, path)
+
+
+def overridden(config: dict, overrides: dict[str, str], where: str) -> dict:
+  """The config with overrides in it. Raises UserError for those that name no field."""
   faults = [fault for name, value in overrides.items() if (fault := override(config, name, value))]
   if faults:
-    raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+    raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
   return config
 
 
@@ -76,7 +81,7 @@ def literal(text: str) -> object:
   """A Python literal; anything else is a string."""
   try:
     return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-  except (ValueError, SyntaxError):
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the latter two: nested too deeply
     return text
 
 
@@ -116,7 +121,7 @@ def convert(wanted: type, value: object, where: str, faults: list[str]):
     return build(wanted, value, where, faults)
   if typing.get_origin(wanted) is tuple:
     return convert_tuple(typing.get_args(wanted)[0], value, where, faults)
-  if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+  if wanted is float and type(value) is int and not too_large(value):
     return float(value)
   if type(value) is not wanted:
     faults.append(f"{where} is {value!r}; it is of type {getattr(wanted, '__name__', wanted)}.")
@@ -138,20 +143,26 @@ def choose(members: tuple[type, ...], value: object, where: str, faults: list[st
     return groups[0]
   families = {member.family: member for member in groups}
   family = value.get("family", groups[0].family)
-  if family not in families:
+  if not isinstance(family, str) or family not in families:
     faults.append(f"{join(where, 'family')} is {family!r}; it is one of {', '.join(families)}.")
-  return families.get(family)
+    return None
+  return families[family]
 
 
 def convert_tuple(item: type, value: object, where: str, faults: list[str]) -> tuple | None:
   """A tuple of one kind of value, which may come as a list."""
   kinds = (int, float) if item is float else (item,)
-  if isinstance(value, list | tuple) and all(type(element) in kinds for element in value):
+  if isinstance(value, list | tuple) and all(type(each) in kinds and not too_large(each) for each in value):
     return tuple(item(element) for element in value)
   example = {str: "('^resampler/',)", int: "(1, 2)", float: "(0.5, 0.5)"}[item]
   name = {str: "strings", int: "whole numbers", float: "numbers"}[item]
   faults.append(f"{where} is {value!r}; it is a tuple of {name}, such as {example}.")
   return None
+
+
+def too_large(value: object) -> bool:
+  """Whether this is a whole number that no float can be."""
+  return type(value) is int and abs(value) > sys.float_info.max
 
 
 def unknown(where: str, name: str, known) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
+from flamingo_jax.credentials import redacted
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.exporting import (
   export_forward,
@@ -74,7 +75,7 @@ def export_model(workdir: str, form: str, out: str) -> pathlib.Path:
   trained = read_trained(experiment, workdir)
   check_parameters(shapes_of(experiment.model), trained.parameters)
   name = pathlib.Path(workdir).absolute().name
-  source = Source(experiment, trained, language_family(experiment), f"{name}, step {trained.step}")
+  source = Source(experiment, trained, language_family(experiment), redacted(f"{name}, step {trained.step}"))
   with disk_errors(out_path):
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}-") as unfinished:

@@ -1,7 +1,6 @@
 """`flamingo import`: a foreign checkpoint to a model folder."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from data_pipelines.tokenizer import save_bpe
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.gguf import GgufModel
 from flamingo_jax.interop.importing import FORMATS, Source, open_open_flamingo
+from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.model_folder import publish, save_tensors
 
 TOKENIZER = "tokenizer.json"
@@ -73,7 +73,7 @@ def added_tokens(language: pathlib.Path) -> int:
   where = language / "tokenizer_config.json"
   if not where.is_file():
     return 3
-  return 2 if json.loads(where.read_text()).get("pad_token") else 3
+  return 2 if read_object(where).get("pad_token") else 3
 
 
 def save_tokenizer(source: Source, folder: pathlib.Path, found: pathlib.Path) -> None:

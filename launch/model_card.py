@@ -10,6 +10,7 @@ import jax
 
 from data_pipelines.shards import MANIFEST, read_manifest
 from flamingo_jax import __version__
+from flamingo_jax.credentials import redacted_config
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.exporting import PLATFORMS, forward_inputs
 from flamingo_jax.interop.model_folder import DESCRIPTION
@@ -23,7 +24,7 @@ CARD, README = "model_card.json", "README.md"
 
 
 def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, hashes: dict[str, str]) -> dict:
-  """Everything that is known of a model, as JSON holds it.
+  """Everything that is known of a model, as JSON holds it; credentials in what others wrote are hidden.
 
   Args:
     form: of the export.
@@ -39,7 +40,7 @@ def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, 
     for part, digest in trained.hashes.items()
   ]
   streams = data + [stream for part in frozen + begun for stream in part.get("data", [])]
-  return dict(
+  card = dict(
     format=form,
     origin=origin,
     step=trained.step,
@@ -52,6 +53,7 @@ def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, 
     made_with=dict(flamingo_jax=__version__, jax=jax.__version__),
     config=experiment.raw,
   )
+  return redacted_config(card)
 
 
 def counts(experiment: Experiment, trained: Trained) -> dict[str, int]:

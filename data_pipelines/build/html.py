@@ -35,6 +35,9 @@ CONTENT = frozenset(["article", "body", "html", "main"])
 # fmt: on
 LINKS = 3  # a list of fewer links may be content, whatever its share of them
 DECLARED_WITHIN = 4096  # bytes in which a page must name its encoding
+LARGEST_PAGE = 64 * 2**20  # bytes; parsed, a page takes some ten times as much
+# Codecs of Python's that are for the names of hosts, and take the square of a page's length.
+_SLOW = ("idna", "punycode")
 _DECLARED = re.compile(
   rb"""<\?xml[^>]*\bencoding\s*=\s*["']([\w.:-]+)|<meta[^>]*\bcharset\s*=\s*["']?([\w.:-]+)""", re.I
 )
@@ -68,8 +71,10 @@ def read_page(page: bytes, charset: str | None = None, most_linked: float = 1.0)
     charset: what the server said of its encoding; goes before what the page says.
     most_linked: blocks are cut away too in which links hold a larger share of the text (`cut_link_lists`).
 
-  Raises BrokenPage when the bytes are not text, or elements nest deeper than libxml2 follows (2,048).
+  Raises BrokenPage when the bytes are not text, or over 64 MiB, or elements nest deeper than libxml2 follows (2,048).
   """
+  if len(page) > LARGEST_PAGE:
+    raise BrokenPage(f"{len(page)} bytes; at most {LARGEST_PAGE} are read")
   text = decode(page, charset)
   # Parsed as bytes of a known encoding: lxml refuses a str whose XML declaration names one.
   parser = lxml.html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
@@ -101,8 +106,10 @@ def decode(page: bytes, charset: str | None = None) -> str:
   declared = _DECLARED.search(page[:DECLARED_WITHIN])
   encoding = charset or (declared and (declared[1] or declared[2]).decode()) or "utf-8"
   try:
+    if codecs.lookup(encoding).name in _SLOW:
+      raise LookupError(f"{encoding} is no encoding of pages")
     text = page.decode(encoding)
-  except (UnicodeError, LookupError, TypeError) as error:  # TypeError: a codec that does not make text, such as hex
+  except (ValueError, LookupError, TypeError) as error:  # TypeError: a codec that does not make text, such as hex
     raise BrokenPage(str(error)) from error
   if "\0" in text:
     raise BrokenPage("a NUL byte: this is not text")
@@ -178,5 +185,6 @@ def _visible(text: str | None) -> int:
 
 def _cut(elements: Iterator[lxml.html.HtmlElement]) -> None:
   for element in list(elements):
-    if element.getparent() is not None:
-      element.drop_tree()  # what follows it stays
+    if element.getparent() is not None:  # emptied, not removed: lxml moves no text that has control characters
+      element.clear(keep_tail=True)
+      element.tag = "span"

@@ -1,13 +1,15 @@
 """An HTML page becomes texts and pictures in reading order."""
 
 import collections
+import functools
+import itertools
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import lxml.html
 
-from data_pipelines.build.html import BrokenPage, read_page
+from data_pipelines.build.html import LARGEST_PAGE, BrokenPage, read_page
 from data_pipelines.build.interleaving import Lost, Medium, adjacent_media, interleave, judge_parts
 from data_pipelines.build.pictures import FolderPictures, Judge, Pictures
 from data_pipelines.build.texts import BREAK, tidy
@@ -22,6 +24,9 @@ BLOCK_TAGS = frozenset([
 ])
 # fmt: on
 TRACKING_PIXEL = 3  # pixels a side, as an <img> declares them
+# What follows bounds what one picture costs: a hostile page has a hundred thousand of them in one figure.
+CAPTION_PARTS = 1000  # of a figure, among which its caption is looked for
+SOURCES = 100  # of a <picture>
 # What holds a picture and its caption, in DocBook, MediaWiki and WordPress.
 FIGURE_CLASSES = frozenset(["figure", "informalfigure", "thumb", "wp-caption"])
 # Where scripts keep an address until a reader has scrolled to the picture.
@@ -57,7 +62,7 @@ def parse_page(
   """
   counts: collections.Counter = collections.Counter()
   try:
-    content = read_page(page.read_bytes()).content
+    content = read_page(read_file(page)).content
   except (OSError, BrokenPage):
     return None, collections.Counter(broken_page=1)
   parts = page_parts(content, pictures, str(page.parent))
@@ -72,6 +77,12 @@ def parse_page(
   return Example(texts, tuple(medium.data for medium in media), source, license), +counts
 
 
+def read_file(path: pathlib.Path) -> bytes:
+  """A page, or as much of it as tells `read_page` that it is too large. Raises OSError."""
+  with path.open("rb") as file:
+    return file.read(LARGEST_PAGE + 1)
+
+
 def page_parts(
   content: lxml.html.HtmlElement, pictures: Pictures, base: str, describe: bool = False
 ) -> Iterator[str | Medium | Lost]:
@@ -83,13 +94,14 @@ def page_parts(
     base: what relative addresses start from, as `pictures` knows it.
     describe: whether pictures get their alt texts as descriptions.
   """
+  caption = functools.cache(caption_of)
   for part in reading_order(content):
     if isinstance(part, str):
       yield part
     elif is_tracking_pixel(part):
       yield Lost("tracking_pixel", part.get("src", ""))
     else:
-      yield pictures.find(picture_address(part), base, description_of(part) if describe else "")
+      yield pictures.find(picture_address(part), base, description_of(part, caption) if describe else "")
 
 
 def reading_order(content: lxml.html.HtmlElement) -> Iterator[str | lxml.html.HtmlElement]:
@@ -116,6 +128,12 @@ def text_of(content: lxml.html.HtmlElement) -> str:
   return tidy("".join(part for part in reading_order(content) if isinstance(part, str)))
 
 
+def caption_of(figure: lxml.html.HtmlElement) -> str:
+  """The text of the first parts of a figure."""
+  parts = itertools.islice(reading_order(figure), CAPTION_PARTS)
+  return tidy("".join(part for part in parts if isinstance(part, str)))
+
+
 def picture_address(picture: lxml.html.HtmlElement) -> str:
   """Where the file of an <img> is: what a script would load later, `src`, or the largest of `srcset`."""
   source = picture.get("src", "").strip()
@@ -125,23 +143,23 @@ def picture_address(picture: lxml.html.HtmlElement) -> str:
   if source:
     return source
   around = next(picture.iterancestors("picture"), None)  # not the parent: libxml2 takes <source> for a container
-  sets = [picture, *(() if around is None else around.iter("source"))]
+  sets = [picture, *(() if around is None else itertools.islice(around.iter("source"), SOURCES))]
   return next((_largest(element.get("srcset")) for element in sets if element.get("srcset")), "")
 
 
 def is_tracking_pixel(picture: lxml.html.HtmlElement) -> bool:
   """Whether an <img> declares a size that nobody could see."""
   sides = (picture.get(name, "").strip().removesuffix("px") for name in ("width", "height"))
-  return any(side.isdecimal() and int(side) <= TRACKING_PIXEL for side in sides)
+  return any(re.fullmatch(r"[0-9]{1,9}", side) and int(side) <= TRACKING_PIXEL for side in sides)
 
 
-def description_of(picture: lxml.html.HtmlElement) -> str:
-  """The alt text of an <img>, unless it is a file's name or its figure says it already."""
+def description_of(picture: lxml.html.HtmlElement, caption: Callable[[lxml.html.HtmlElement], str]) -> str:
+  """The alt text of an <img>, unless it is a file's name or the caption of its figure says it already."""
   text = tidy(picture.get("alt", ""))
   if _FILE_NAME.fullmatch(text):
     return ""
   figure = next((parent for parent in picture.iterancestors() if _is_figure(parent)), None)
-  return "" if figure is not None and text in text_of(figure) else text
+  return "" if figure is not None and text in caption(figure) else text
 
 
 def _is_figure(element: lxml.html.HtmlElement) -> bool:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from data_pipelines.build.fetch import read_member
 from data_pipelines.build.filters import check_picture
 from data_pipelines.schema import Example
 from flamingo_jax.errors import UserError
@@ -42,11 +43,11 @@ def photograph_pairs(wheel: pathlib.Path, counts: collections.Counter) -> Iterat
   try:
     with zipfile.ZipFile(wheel) as archive:
       members = set(archive.namelist())
-      for name, docstring in described_files(archive.read(FETCHERS).decode()):
+      for name, docstring in described_files(read_member(archive, FETCHERS).decode()):
         if f"skimage/{name}" not in members:
           counts["not_in_wheel"] += 1
           continue
-        data = archive.read(f"skimage/{name}")
+        data = read_member(archive, f"skimage/{name}")
         cause = check_picture(data)
         if cause:
           counts[cause] += 1
@@ -54,7 +55,7 @@ def photograph_pairs(wheel: pathlib.Path, counts: collections.Counter) -> Iterat
         file = name.rsplit("/", 1)[-1]
         example = Example(("", caption(file, docstring)), (data,), f"{COLLECTION}/{file}", license_of(docstring))
         yield file, hashlib.sha256(data).hexdigest(), example
-  except (OSError, KeyError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+  except (OSError, EOFError, KeyError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
     raise UserError(f"{wheel} is not a readable scikit-image wheel ({error}). Remove it and run again.") from error
 
 

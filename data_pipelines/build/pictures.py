@@ -6,6 +6,7 @@ import collections
 import errno
 import hashlib
 import pathlib
+import stat
 import urllib.parse
 from collections.abc import Callable, Collection
 from typing import Protocol
@@ -16,6 +17,7 @@ from data_pipelines.build.filters import PAPER, PictureRules, judge_picture
 from data_pipelines.build.interleaving import Lost, Medium
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # of what a name may mean
+LARGEST_MEDIUM = 2**30  # bytes of a file
 VERDICTS = 100_000  # kept in memory at most; pictures that are shown again soon are decoded once
 
 
@@ -68,6 +70,11 @@ def file_medium(name: str, folder: pathlib.Path, root: pathlib.Path, description
     path, top = (folder / name).resolve(), root.resolve()
     if not path.is_relative_to(top):
       return Lost("outside_folder", name[:200])
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+      return Lost("missing", name[:200])
+    if found.st_size > LARGEST_MEDIUM:
+      return Lost("too_large", name[:200])
     return Medium(path.read_bytes(), path.relative_to(top).as_posix(), description)
   except (ValueError, RuntimeError):  # a NUL in the name; links in a circle
     return Lost("missing", name[:200])

@@ -7,6 +7,7 @@ import av
 from PIL import Image
 
 from data_pipelines.build.filters import PictureRules, check_size
+from data_pipelines.clips import CONTAINERS
 
 MOST_BYTES = 256 * 2**20  # a record holds the whole file, and protocol buffers end at 2 GB
 
@@ -39,7 +40,7 @@ def examine_video(
   if len(data) > MOST_BYTES:
     raise VideoError("too_large", f"{len(data)} bytes; a record has at most {MOST_BYTES}")
   try:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), options=CONTAINERS) as container:
       if not container.streams.video:
         raise VideoError("broken_video", "no video stream")
       stream = container.streams.video[0]

@@ -105,3 +105,41 @@ def foreign_gradients(case: Case, gradients: Parameters, rules: list[Rule], kind
   for names, array in foreign_from(gradients, rules):
     named |= {f"{kind}{name}": array for name in names if f"{kind}{name}" in case.arrays}
   return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+  """Token ids between an implementation and us: the same, but for the order of the added ones."""
+
+  vocabulary: int
+  added: tuple[int, ...]
+
+  def ours(self, tokens: np.ndarray) -> np.ndarray:
+    return self.table(np.argsort(self.added))[tokens].astype(np.int32)
+
+  def theirs(self, tokens: np.ndarray) -> np.ndarray:
+    return self.table(np.asarray(self.added))[tokens]
+
+  def their_columns(self, logits: np.ndarray) -> np.ndarray:
+    return np.asarray(logits)[..., self.table(np.argsort(self.added))]
+
+  def table(self, order: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.arange(self.vocabulary), self.vocabulary + order]).astype(int)
+
+
+def make_batch(tokens: np.ndarray, present: np.ndarray, media: np.ndarray, image: int) -> Arrays:
+  """A batch that attends to the last medium before each token.
+
+  Args:
+    tokens: int32 [B, L], in our ids.
+    present: [B, L], 1 where there is a token.
+    media: features float32 [B, N, F, S, V].
+    image: the id of the marker.
+  """
+  return dict(
+    tokens=tokens,
+    segments=np.asarray(present, np.int32),
+    media=media,
+    media_mask=np.ones(media.shape[:3], bool),
+    media_index=np.cumsum(tokens == image, axis=1, dtype=np.int32) - 1,
+  )

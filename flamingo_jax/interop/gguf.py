@@ -7,9 +7,30 @@ import gguf
 import numpy as np
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.descriptions import reading
 from flamingo_jax.interop.language_rules import language_rules
 from flamingo_jax.interop.rules import Rule
 from flamingo_jax.models.language.decoder import DecoderConfig
+
+MOST_VALUES = 2**22  # numbers and texts in the metadata; a vocabulary of 262,144 tokens takes half of them
+
+
+class BoundedReader(gguf.GGUFReader):
+  """The package's reader, which goes on for ever behind the end of a file that promises more values than it has.
+
+  Raises ValueError where it would.
+  """
+
+  read_so_far = 0
+
+  def _get(self, offset, dtype, count=1, override_order=None):
+    self.read_so_far += 1
+    if self.read_so_far > MOST_VALUES:
+      raise ValueError(f"more than {MOST_VALUES} values of metadata")
+    size = int(count) * np.dtype(dtype).itemsize
+    if not 0 <= int(offset) <= len(self.data) - size:
+      raise ValueError(f"{size} bytes at byte {offset} of {len(self.data)}")
+    return super()._get(int(offset), dtype, count, override_order)
 
 
 class GgufModel:
@@ -22,8 +43,8 @@ class GgufModel:
   def __init__(self, path: pathlib.Path):
     self.path = path
     try:
-      self.reader = gguf.GGUFReader(path)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+      self.reader = BoundedReader(path)
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
       raise UserError(f"{path}: not a readable GGUF file ({error}).") from error
     architecture = self.field("general.architecture")
     if architecture != "llama":
@@ -42,18 +63,22 @@ class GgufModel:
   def read(self, name: str) -> np.ndarray:
     """A weight as float32, outputs first."""
     found = self.tensors[name]
-    return gguf.dequantize(found.data, found.tensor_type).astype(np.float32)
+    try:
+      return gguf.dequantize(found.data, found.tensor_type).astype(np.float32)
+    except (NotImplementedError, ValueError) as error:
+      raise UserError(f"{self.path}: {name!r} is not of a type that is read ({error}).") from error
 
   def field(self, name: str):
     """The value of a metadata field."""
     if name not in self.reader.fields:
       raise UserError(f"{self.path}: the metadata field {name!r} is missing.")
-    return self.reader.fields[name].contents()
+    with reading(f"{self.path}: the metadata field {name!r}"):
+      return self.reader.fields[name].contents()
 
   def config(self) -> DecoderConfig:
     """The architecture that the metadata describes."""
     return DecoderConfig(
-      vocabulary=len(self.field("tokenizer.ggml.tokens")),
+      vocabulary=len(self.texts("tokenizer.ggml.tokens")),
       width=self.field("llama.embedding_length"),
       layers=self.field("llama.block_count"),
       heads=self.field("llama.attention.head_count"),
@@ -66,12 +91,19 @@ class GgufModel:
     )
 
   def tokenizer(self) -> dict:
-    """The byte-level BPE: vocabulary, merges, the pre-tokenizer's name and the ids of the special tokens."""
+    """The byte-level BPE: vocabulary, merges and the pre-tokenizer's name."""
     return dict(
-      vocabulary=self.field("tokenizer.ggml.tokens"),
-      merges=self.field("tokenizer.ggml.merges"),
+      vocabulary=self.texts("tokenizer.ggml.tokens"),
+      merges=self.texts("tokenizer.ggml.merges"),
       pre_tokenizer=self.field("tokenizer.ggml.pre"),
     )
+
+  def texts(self, name: str) -> list[str]:
+    """The value of a metadata field that is a list of texts."""
+    found = self.field(name)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+      raise UserError(f"{self.path}: the metadata field {name!r} is no list of texts.")
+    return found
 
 
 # How the names of transformers' Llama, which our rules are written for, are changed.

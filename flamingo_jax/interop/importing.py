@@ -1,12 +1,12 @@
 """Foreign checkpoints to model folders, one tensor at a time; a format is a function that says how one is read."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop import vision_rules
+from flamingo_jax.interop.descriptions import checked, reading
 from flamingo_jax.interop.flamingo_rules import (
   IDEFICS_IGNORED,
   OPENFLAMINGO_IGNORED,
@@ -18,6 +18,7 @@ from flamingo_jax.interop.flamingo_rules import (
   openflamingo_rules,
 )
 from flamingo_jax.interop.gguf import GgufModel, gguf_rules
+from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.language_rules import IGNORED, language_rules, read_config
 from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
 from flamingo_jax.interop.tensor_files import open_tensors
@@ -49,17 +50,19 @@ class Source:
 
 def open_gguf(path: pathlib.Path) -> Source:
   model = GgufModel(path)
-  config = model.config()
-  return Source("language", "llama", config, model, gguf_rules(config))
+  with reading(path):
+    config = checked(model.config(), path)
+    return Source("language", "llama", config, model, gguf_rules(config))
 
 
 def open_language(path: pathlib.Path) -> Source:
   """A language model of transformers: llama, gpt_neox, opt, mpt, mosaic_gpt or gpt2."""
   described, where = read_description(path)
-  config = read_config(described, where)
-  family = described["model_type"]
-  tensors = with_full_names(open_tensors(path), family)
-  return Source("language", family, config, tensors, language_rules(family, config), IGNORED)
+  with reading(where):
+    config = checked(read_config(described, where), where)
+    family = described["model_type"]
+    rules = language_rules(family, config)
+  return Source("language", family, config, with_full_names(open_tensors(path), family), rules, IGNORED)
 
 
 def with_full_names(tensors: Tensors, family: str) -> Tensors:
@@ -73,37 +76,52 @@ def with_full_names(tensors: Tensors, family: str) -> Tensors:
 
 def open_clip_vision(path: pathlib.Path) -> Source:
   """The vision tower of transformers' CLIP."""
-  config = vision_rules.config_from_clip(read_description(path)[0])
-  return Source(
-    "vision", "clip", config, open_tensors(path), vision_rules.clip_rules(config), vision_rules.CLIP_IGNORED
-  )
+  described, where = read_description(path)
+  with reading(where):
+    config = checked(vision_rules.config_from_clip(described), where)
+    rules = vision_rules.clip_rules(config)
+  return Source("vision", "clip", config, open_tensors(path), rules, vision_rules.CLIP_IGNORED)
 
 
 def open_siglip_vision(path: pathlib.Path) -> Source:
   """The vision tower of transformers' SigLIP."""
-  config = vision_rules.config_from_siglip(read_description(path)[0])
-  return Source(
-    "vision", "siglip", config, open_tensors(path), vision_rules.clip_rules(config), vision_rules.SIGLIP_IGNORED
-  )
+  described, where = read_description(path)
+  with reading(where):
+    config = checked(vision_rules.config_from_siglip(described), where)
+    rules = vision_rules.clip_rules(config)
+  return Source("vision", "siglip", config, open_tensors(path), rules, vision_rules.SIGLIP_IGNORED)
 
 
 def open_open_clip(path: pathlib.Path) -> Source:
   """The vision tower of an open_clip checkpoint, its `open_clip_config.json` beside it."""
-  config = vision_rules.config_from_open_clip(read_description(path, "open_clip_config.json")[0])
+  config = open_clip_config(path)
+  with reading(path):
+    rules = vision_rules.open_clip_rules(config)
   ignored = (*vision_rules.OPEN_CLIP_IGNORED, *vision_rules.OPEN_CLIP_TEXT_IGNORED)
-  return Source("vision", "open_clip", config, open_tensors(path), vision_rules.open_clip_rules(config), ignored)
+  return Source("vision", "open_clip", config, open_tensors(path), rules, ignored)
+
+
+def open_clip_config(path: pathlib.Path) -> VitConfig:
+  """What lies beside the weights of open_clip."""
+  described, where = read_description(path, "open_clip_config.json")
+  with reading(where):
+    return checked(vision_rules.config_from_open_clip(described), where)
 
 
 def open_timm_nfnet(path: pathlib.Path) -> Source:
-  config = vision_rules.config_from_timm(read_description(path)[0])
-  rules = vision_rules.timm_nfnet_rules(config)
+  described, where = read_description(path)
+  with reading(where):
+    config = checked(vision_rules.config_from_timm(described), where)
+    rules = vision_rules.timm_nfnet_rules(config)
   return Source("vision", "timm", config, open_tensors(path), rules, vision_rules.TIMM_NFNET_IGNORED)
 
 
 def open_idefics(path: pathlib.Path) -> Source:
   described, where = read_description(path)
-  config = idefics_config(described, where)
-  return Source("flamingo", "idefics", config, open_tensors(path), idefics_rules(config), IDEFICS_IGNORED)
+  with reading(where):
+    config = checked(idefics_config(described, where), where)
+    rules = idefics_rules(config)
+  return Source("flamingo", "idefics", config, open_tensors(path), rules, IDEFICS_IGNORED)
 
 
 def open_open_flamingo(
@@ -120,19 +138,21 @@ def open_open_flamingo(
   Raises:
     UserError: something of it is not what it should be.
   """
-  described, _ = read_description(language)
+  described, where = read_description(language)
   family = described.get("model_type", "(absent)")
   sources = [open_openflamingo(open_tensors(path))]
   sources.append(Renamed(with_full_names(open_tensors(language), family), lambda name: f"lang_encoder.{name}"))
   tower = None
   if vision is not None:
-    tower = vision_rules.config_from_open_clip(read_description(vision, "open_clip_config.json")[0])
+    tower = open_clip_config(vision)
     sources.append(Renamed(open_tensors(vision), tower_name))
   elif any(name.startswith("vision_encoder.") for name in sources[0].names):
-    tower = vision_transformer_config(sources[0])
+    with reading(path):
+      tower = checked(vision_transformer_config(sources[0]), path)
   tensors = Merged(*sources)
-  config = openflamingo_config(tensors, described, vision=tower, added=added)
-  rules = openflamingo_rules(config, family)
+  with reading(f"{path}, {where}"):
+    config = checked(openflamingo_config(tensors, described, vision=tower, added=added), where)
+    rules = openflamingo_rules(config, family)
   return Source("flamingo", family, config, tensors, rules, OPENFLAMINGO_IGNORED, openflamingo_origin(sources[0]))
 
 
@@ -170,14 +190,6 @@ def read_description(path: pathlib.Path, name: str = "config.json") -> tuple[dic
     UserError: it is missing or not JSON.
   """
   where = (path if path.is_dir() else path.parent) / name
-  try:
-    described = json.loads(where.read_text())
-  except OSError as error:
-    raise UserError(
-      f"{where}: cannot be read ({error.strerror}). It lies beside the weights of a checkpoint."
-    ) from error
-  except ValueError as error:
-    raise UserError(f"{where}: not JSON ({error}).") from error
-  if not isinstance(described, dict):
-    raise UserError(f"{where}: holds {type(described).__name__}, not an object.")
-  return described, where
+  if not where.is_file():
+    raise UserError(f"{where}: cannot be read (no such file). It lies beside the weights of a checkpoint.")
+  return read_object(where), where

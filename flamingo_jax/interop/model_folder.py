@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.rules import Rule, Tensors, check_tensors, layouts, ours_from
 from flamingo_jax.interop.safetensors_files import SafetensorsFile, TensorWriter, raw_bytes
 
@@ -94,14 +95,13 @@ def load_model(directory: str | pathlib.Path) -> tuple[dict[str, np.ndarray], di
     if not (directory / name).is_file():
       raise UserError(f"{directory / name}: missing. A model folder is written by `flamingo import --out {directory}`.")
   try:
+    described = read_object(directory / DESCRIPTION)
     parameters = load_file(directory / WEIGHTS)
-    described = json.loads((directory / DESCRIPTION).read_text())
-    written = described["hash"]
-  except (SafetensorError, ValueError, KeyError, TypeError) as error:
+  except (SafetensorError, UserError) as error:
     raise UserError(
       f"{directory}: the model folder is damaged ({error}). Delete it and import the model again."
     ) from error
-  found = content_hash(parameters)
+  found, written = content_hash(parameters), str(described.get("hash"))
   if found != written:
     raise UserError(
       f"{directory}: the weights hash to {found[:12]}, config.json says {written[:12]}. "

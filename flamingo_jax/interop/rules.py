@@ -214,7 +214,12 @@ def layouts(tensors: Tensors, rules: Sequence[Rule]) -> dict[str, Layout]:
   counts: dict[str, int] = {}
   for rule in rules:
     dtype = np.dtype(tensors.dtype(next(name for name in rule.names if name in present)))
-    shapes = [array.shape for array in rule.split(np.broadcast_to(np.zeros((), np.bool_), rule.shape))]
+    try:
+      shapes = [array.shape for array in rule.split(np.broadcast_to(np.zeros((), np.bool_), rule.shape))]
+    except (ValueError, IndexError) as error:
+      raise UserError(
+        f"{tensors.path}: {rule.names[0]} {list(rule.shape)} cannot be cut into {rule.parts[0].path} ({error})."
+      ) from error
     for part, shape in zip(rule.parts, shapes, strict=True):
       known = found.setdefault(part.path, Layout(shape, dtype))
       if known.dtype != dtype:

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.json_files import parse_object
 
 DTYPES = {
   "BOOL": np.dtype(np.bool_),
@@ -42,7 +43,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000  # what the format's own library accepts
-LARGEST_TENSOR = 2**60  # elements; far more than any disk holds, and still an array for NumPy
+LARGEST_TENSOR = 2**59  # elements; far more than any disk holds, and of 8 bytes each still an array for NumPy
 MOST_AXES = 32  # of NumPy 1
 CHUNK = 16 * 2**20
 
@@ -247,26 +248,6 @@ def read_entries(path: pathlib.Path) -> dict[str, Entry]:
   entries = {name: parse_entry(path, name, described, first, size) for name, described in header.items()}
   check_spans(path, entries, first, size)
   return entries
-
-
-def parse_object(text: bytes, what: str) -> dict:
-  """A JSON object in UTF-8 in which no name stands twice. Raises UserError, which begins with `what`."""
-  try:
-    parsed = json.loads(text.decode(), object_pairs_hook=unique_names)
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{what} is not JSON that can be read ({error}). The file is damaged; get it again.") from error
-  if not isinstance(parsed, dict):
-    raise UserError(f"{what} is a JSON {type(parsed).__name__}; it should be an object.")
-  return parsed
-
-
-def unique_names(pairs: list[tuple[str, object]]) -> dict:
-  """An object from its pairs. Raises ValueError when two have one name, or a name has no UTF-8."""
-  for name, count in collections.Counter(name for name, _ in pairs).items():
-    name.encode()
-    if count > 1:
-      raise ValueError(f"{name!r} stands {count} times")
-  return dict(pairs)
 
 
 def parse_entry(path: pathlib.Path, name: str, described: object, first: int, size: int) -> Entry:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.interop.safetensors_files import Entry, SafetensorsFile, parse_object
+from flamingo_jax.interop.json_files import read_object
+from flamingo_jax.interop.safetensors_files import Entry, SafetensorsFile
 from flamingo_jax.interop.torch_files import TorchFile
 
 TensorFile = SafetensorsFile | TorchFile
@@ -116,11 +117,7 @@ def open_shards(folder: pathlib.Path, index: str) -> TensorFiles:
 
 def read_index(path: pathlib.Path) -> dict[str, str]:
   """The file of every tensor, by name."""
-  try:
-    text = path.read_bytes()
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-  homes = parse_object(text, f"{path}: the index").get("weight_map")
+  homes = read_object(path).get("weight_map")
   if not isinstance(homes, dict) or not homes or not all(isinstance(shard, str) for shard in homes.values()):
     raise UserError(f"{path}: weight_map should name the file of every tensor.")
   return homes

@@ -36,6 +36,10 @@ class TorchFile:
     if self.touched > MAPPED_AT_MOST:
       self.map_file()
     tensor, entry = self.mapped[name], self.entries[name]
+    if entry.size > tensor.untyped_storage().nbytes():  # one number may be shown as a terabyte of them
+      raise UserError(
+        f"{self.path}: {name!r} has {entry.size} bytes, but the file holds {tensor.untyped_storage().nbytes()} of it."
+      )
     self.touched += tensor.untyped_storage().nbytes()
     integers = getattr(self.torch, f"int{8 * entry.dtype.itemsize}")  # NumPy has no bfloat16 for torch to make
     return np.array(tensor.detach().view(integers).numpy(), order="C").view(entry.dtype)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from flamingo_jax.errors import UserError
 
-BYTES = {"pred": 1, "token": 0, "opaque": 0, "bf16": 2}  # a value; others are named by their bits
+BYTES = dict(pred=1, token=0, opaque=0, bf16=2)  # a value; others are named by their bits
 ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,<=]*)\](\{[^}]*\})?")
 HEADER = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\) -> .*\{$")
 LINE = re.compile(r"  (ROOT )?%?[^\s=]+ = ")

@@ -32,7 +32,7 @@ def clip(name: str, row: Row, source: Source, folder: pathlib.Path) -> Document 
     return Fault("bad_document", name, f"no {wanted} among its fields {', '.join(map(str, row))}"[:400])
   try:
     start, end = (_seconds(first_field(row, names)) for names in (START_FIELDS, END_FIELDS))
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return Fault("bad_document", name, "start and end are to be seconds")
   start = start or 0.0
   if not (start >= 0 and (end is None or start < end < float("inf"))):

@@ -13,12 +13,14 @@ from data_pipelines.build.inputs import Part, Source
 from data_pipelines.build.interleaving import Document, Fault, Lost, Medium
 from data_pipelines.build.pictures import file_medium
 
+LARGEST_FILE = 2 * 2**30  # bytes; all captions of COCO are a twentieth of it
+
 
 def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
   """Ranges of annotations; none of a JSON file that is something else."""
   try:
     count = len(_read(path)["annotations"])
-  except ValueError:  # which `read` will name
+  except (ValueError, RecursionError):  # which `read` will name
     return [(0, 0)]
   except (KeyError, TypeError):
     return []
@@ -32,23 +34,29 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
     content = _read(path)
     images = {image["id"]: image for image in content["images"]}
     licenses = {license["id"]: license.get("url") or license["name"] for license in content.get("licenses", ())}
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    annotations = content["annotations"][part.start : part.stop]
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     yield Fault("broken_file", file, f"no COCO captions: {error}")
     return
   folders = sorted({path.parent, *_folders(path.parent), *_folders(path.parent.parent, source.root)})
-  for number, annotation in enumerate(content["annotations"][part.start : part.stop], part.start):
+  for number, annotation in enumerate(annotations, part.start):
     name = f"{file}, annotation {number}"
     try:
       image, caption = images[annotation["image_id"]], annotation["caption"]
       parts = (_picture(image["file_name"], folders, source), caption.strip())
+      license = str(licenses.get(image.get("license"), ""))
     except (KeyError, TypeError, AttributeError) as error:
       yield Fault("bad_document", name, f"it lacks {error}")
     else:
-      yield Document(parts, name, str(licenses.get(image.get("license"), "")))
+      yield Document(parts, name, license)
 
 
 def _read(path: pathlib.Path) -> Any:
-  return json.loads(path.read_bytes())
+  with path.open("rb") as file:
+    text = file.read(LARGEST_FILE + 1)
+  if len(text) > LARGEST_FILE:
+    raise ValueError(f"more than {LARGEST_FILE} bytes")
+  return json.loads(text)
 
 
 def _folders(folder: pathlib.Path, root: pathlib.Path | None = None) -> list[pathlib.Path]:

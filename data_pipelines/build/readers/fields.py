@@ -36,7 +36,7 @@ def similarity_field(row: Mapping[str, Any]) -> float | None:
   value = first_field(row, SIMILARITY_FIELDS)
   try:
     return None if value in (None, "") else float(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from data_pipelines.build.html import BrokenPage, Page, read_page
 from data_pipelines.build.inputs import Part, Source
 from data_pipelines.build.interleaving import Document, Fault
-from data_pipelines.build.pages import page_parts
+from data_pipelines.build.pages import page_parts, read_file
 from data_pipelines.build.pictures import FolderPictures, Pictures
 
 
@@ -16,7 +16,7 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
   for name in part.files:
     path = source.root / name
     try:
-      page = read_page(path.read_bytes(), most_linked=source.settings.most_linked)
+      page = read_page(read_file(path), most_linked=source.settings.most_linked)
     except (OSError, BrokenPage) as error:
       yield Fault("broken_page", name, str(error))
     else:

@@ -26,7 +26,7 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
     try:
       parts = mmc4_parts(fields, folder, source) if "text_list" in fields else obelics_parts(fields, folder, source)
       yield Document(tuple(parts), address_of(fields) or name, license_field(fields, source.settings.columns.license))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
       yield Fault("bad_document", name, f"neither MMC4 nor OBELICS: {error!r} among {', '.join(fields)}"[:400])
 
 

@@ -20,8 +20,23 @@ from data_pipelines.build.interleaving import Fault
 Row = dict[str, Any]
 BATCH = 64  # rows of a Parquet file in memory at once: each may hold pictures
 LONGEST_FIELD = 64 * 2**20  # characters of a CSV field
+LONGEST_LINE = 512 * 2**20  # bytes; a document of MMC4 holds its pictures
 
 csv.field_size_limit(LONGEST_FIELD)
+
+
+# What a damaged file raises; RuntimeError: a zip archive with a password.
+READ_ERRORS = (
+  OSError,
+  EOFError,
+  ValueError,
+  LookupError,
+  RuntimeError,
+  csv.Error,
+  zlib.error,
+  zipfile.BadZipFile,
+  pyarrow.ArrowException,
+)
 
 
 def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
@@ -35,8 +50,11 @@ def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(0, rows, size)]
   if name.endswith((".gz", ".zip")):
     return [(0, 0)]
-  with path.open("rb") as file:
-    edges = [offset for row, offset in enumerate(_row_offsets(file, name)) if row % size == 0]
+  try:
+    with path.open("rb") as file:
+      edges = [offset for row, offset in enumerate(_row_offsets(file, name)) if row % size == 0]
+  except READ_ERRORS:  # which `read_rows` will name
+    return [(0, path.stat().st_size)]
   return list(itertools.pairwise([*edges, path.stat().st_size])) or [(0, 0)]
 
 
@@ -50,7 +68,7 @@ def read_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, 
       yield from _json_rows(path, start, stop)
     else:
       yield from _csv_rows(path, start, stop)
-  except (OSError, EOFError, ValueError, csv.Error, zlib.error, zipfile.BadZipFile, pyarrow.ArrowException) as error:
+  except READ_ERRORS as error:
     yield Fault("broken_file", path.name, str(error))
 
 
@@ -88,7 +106,7 @@ def _json_row(line: bytes, name: str, path: pathlib.Path) -> tuple[str, Row] | F
 def _csv_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
   name = path.name.lower()
   with path.open("rb") as file:
-    header = next(csv.reader([_text(file.readline())], delimiter=_delimiter(name)), [])
+    header = next(csv.reader([_text(file.readline(LONGEST_LINE))], delimiter=_delimiter(name)), [])
     file.seek(start)
     for offset, fields in _csv_records(file, start, name):
       if offset >= stop:
@@ -110,7 +128,7 @@ def _row_offsets(file: BinaryIO, name: str) -> Iterator[int]:
   """Where each row begins; a CSV's header is none."""
   if ".jsonl" in name:
     return (offset for offset, line in _lines(file, 0) if line.strip())
-  header = file.readline()
+  header = file.readline(LONGEST_LINE)
   return (offset for offset, _ in _csv_records(file, len(header), name))
 
 
@@ -120,7 +138,7 @@ def _csv_records(file: BinaryIO, start: int, name: str) -> Iterator[tuple[int, l
 
   def lines() -> Iterator[str]:
     nonlocal offset
-    for line in file:
+    for _, line in _lines(file, start):
       offset += len(line)
       yield _text(line)
 
@@ -132,7 +150,10 @@ def _csv_records(file: BinaryIO, start: int, name: str) -> Iterator[tuple[int, l
 
 
 def _lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-  for line in file:
+  """(offset, line), where what is unpacked may have no end of line for ever. Raises ValueError."""
+  while line := file.readline(LONGEST_LINE + 1):
+    if len(line) > LONGEST_LINE:
+      raise ValueError(f"the line at byte {start} has more than {LONGEST_LINE} bytes")
     yield start, line
     start += len(line)
 

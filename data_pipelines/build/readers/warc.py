@@ -15,6 +15,7 @@ from data_pipelines.build.pictures import UrlPictures
 from data_pipelines.build.readers.html import page_document
 
 PAGE_TYPES = ("text/html", "application/xhtml+xml")
+LARGEST_BODY = 256 * 2**20  # bytes, unpacked; of a picture or a page
 _KINDS = WarcRecordType.response | WarcRecordType.resource
 
 
@@ -58,12 +59,17 @@ def responses(path: pathlib.Path, types: tuple[str, ...], offset: int = 0) -> It
       file.seek(offset)
       for record in ArchiveIterator(file, record_types=_KINDS, parse_http=False):
         declared, place = record.content_length, record.stream_pos
+        if declared > LARGEST_BODY:
+          yield Fault("too_large", str(path), f"the record at byte {place} has {declared} bytes")
+          continue
         record.freeze()
         if record.content_length < declared:
           yield Fault("broken_file", str(path), f"the record at byte {place} ends early")
           return
         response = _response(record, place)
-        if response and response.type.startswith(types):
+        if response and len(response.body) > LARGEST_BODY:
+          yield Fault("too_large", response.url, f"more than {LARGEST_BODY} bytes, unpacked")
+        elif response and response.type.startswith(types):
           yield response
   except (OSError, ValueError, RuntimeError) as error:
     yield Fault("broken_file", str(path), str(error))
@@ -85,8 +91,13 @@ def read_at(path: pathlib.Path, offset: int, size: int, address: str) -> bytes |
 def _response(record, offset: int) -> Response | None:
   url = record.headers.get("WARC-Target-URI", "").strip("<>")
   if record.record_type == WarcRecordType.resource:
-    return Response(url, record.headers.get("Content-Type", "").lower(), None, record.reader.read(), offset)
+    return Response(url, record.headers.get("Content-Type", "").lower(), None, _body(record), offset)
   record.parse_http(auto_decode="all")
   if record.http_headers is None or record.http_headers.status_code != 200:
     return None
-  return Response(url, (record.http_content_type or "").lower(), record.http_charset, record.reader.read(), offset)
+  return Response(url, (record.http_content_type or "").lower(), record.http_charset, _body(record), offset)
+
+
+def _body(record) -> bytes:
+  """What a record holds, unpacked, or as much of it as tells that it is too large."""
+  return record.reader.read(LARGEST_BODY + 1)

@@ -28,7 +28,7 @@ MEDIA = {
   "videos": ("mp4", "webm", "avi", "mov", "mkv"),
 }
 TEXTS = ("txt", "caption", "text")
-LARGEST_MEMBER = 2**30  # bytes
+LARGEST_SAMPLE = 2**30  # bytes of all its members: a tar may be compressed
 
 
 def split(path: pathlib.Path, size: int) -> list[tuple[int, int]]:
@@ -49,6 +49,9 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
       yield document(f"{file}/{key}", sample, source)
       sample = {}
     key = stem
+    if len(data) + sum(map(len, sample.values())) > LARGEST_SAMPLE:
+      yield Fault("too_large", f"{file}/{name}")
+      continue
     sample[suffix] = data
   if sample:
     yield document(f"{file}/{key}", sample, source)
@@ -132,4 +135,4 @@ def _member_fault(member: tarfile.TarInfo) -> str | None:
     return "outside_folder"
   if member.issym() or member.islnk():
     return "outside_folder"  # wherever it leads: a sample has its own bytes
-  return "too_large" if member.size > LARGEST_MEMBER else None
+  return "too_large" if member.size > LARGEST_SAMPLE else None
