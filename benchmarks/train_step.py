@@ -33,6 +33,7 @@ from flamingo_jax.models.vision.towers import FeaturesConfig
 from flamingo_jax.training.objectives import flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.step import State, is_trainable, make_train_step
+from launch.memory import use_huge_pages
 
 DEFAULTS = dict(
   vocab=8192, layers=12, dim=512, heads=8, kv_heads=8, ffn=2048, every=2, vis_dim=512, vis_tokens=256, images=3,
@@ -195,4 +196,5 @@ def matmul_peak(dtype: str, size: int = 2048, repeats: int = 5) -> float:
 
 
 if __name__ == "__main__":
+  use_huge_pages()  # as `flamingo train` does
   main()

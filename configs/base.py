@@ -30,7 +30,20 @@ def training() -> dict:
     mesh=dict(replica=-1, fsdp=1, model=1),  # devices along each axis; -1: all that are left
     # How far each kind of array is cut: along "model" alone, or "fsdp" as well. The optimizer's are gradients too.
     sharding=dict(trainable="fsdp", optimizer="fsdp", frozen="fsdp"),
-    checkpoint=dict(every=1000, keep=1),
+    checkpoint=dict(
+      every=1000,  # steps; the last step is always saved
+      keep=1,  # the newest, and beside them
+      keep_every=0,  # steps, whose multiples are kept for good; 0: none
+      best="",  # a metric of metrics.jsonl, such as "heldout/text_loss/captions", by which the best are kept
+      best_mode="min",  # or "max"
+      keep_best=1,
+    ),
+    guard=dict(  # docs/runs.md
+      skips_in_a_row=10,  # updates of numbers that are not finite are left out; at so many in a row the run stops
+      spike=0.0,  # losses so many standard deviations above the running mean are left out too; 0: none
+      spike_window=100,  # updates, over which mean and deviation run
+      hang_seconds=1800.0,  # without the end of a step, after which stacks are written and the process ends; 0: never
+    ),
     start="",  # a folder of `flamingo import` or a run, whose trained parts this run begins with; empty: fresh ones
     tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
     evaluation=dict(batches=4, samples=2),  # held-out batches a stream; samples a stream in the report

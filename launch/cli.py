@@ -3,18 +3,28 @@
 import argparse
 import functools
 import sys
+import time
+import traceback
 
 from absl import logging
 
 from flamingo_jax import __version__
-from flamingo_jax.errors import UserError
+from flamingo_jax.credentials import redacted
+from flamingo_jax.errors import DONE, PEER_LOST, PREEMPTED, USER_FAULT, PeerLost, Preempted, UserError
 from launch.data_build import KINDS, SUMMARIES, add_options, build_data, positive
+from launch.memory import use_huge_pages
+
+BEGAN = time.perf_counter()  # nearly when the process did
+CRASHED, INTERRUPTED = 1, 130  # as Python and shells have it
+TRAINING = ("train", "quickstart")
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
 
 EXPORT_FORMATS = ("openflamingo", "safetensors", "orbax", "stablehlo")
 FEATURE_DTYPES = ("bfloat16", "float32")
+PEER_TIMEOUT = 100.0
+PEER_TIMEOUT_HELP = "seconds after which a process of the job that is not heard of is lost (%(default)s)"
 NEAR_BITS = "of 64, by which the hash of a like picture may differ (%(default)s)"
 
 
@@ -23,16 +33,34 @@ def main(arguments: list[str] | None = None) -> int:
   given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
   options = make_parser().parse_args(given)
   options.overrides = overrides
+  if arguments is None and options.verb in TRAINING:
+    use_huge_pages()
   logging.set_verbosity(logging.ERROR)  # Orbax and TensorBoard warn of what is meant
+  code = exit_code(options)
+  if code not in (DONE, PREEMPTED) and "jax" in sys.modules:
+    from launch.devices import leave_job
+
+    leave_job(code)
+  return code
+
+
+def exit_code(options) -> int:
+  """Runs the verb; says what it ended with in one line, unless that is an error of our own."""
   try:
-    options.run(options)
+    return options.run(options) or DONE
   except UserError as error:
-    print(f"flamingo {options.verb}: {error}", file=sys.stderr)
-    return 1
+    code, message = USER_FAULT, str(error)
+  except Preempted as error:
+    code, message = PREEMPTED, str(error)
+  except PeerLost as error:
+    code, message = PEER_LOST, str(error)
   except KeyboardInterrupt:
-    print(f"flamingo {options.verb}: interrupted; run the same command again to continue.", file=sys.stderr)
-    return 130
-  return 0
+    code, message = INTERRUPTED, "interrupted; run the same command again to continue."
+  except Exception:
+    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+    return CRASHED
+  print(f"flamingo {options.verb}: {redacted(message)}", file=sys.stderr)
+  return code
 
 
 def take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -65,11 +93,29 @@ def make_parser() -> argparse.ArgumentParser:
     verbs, run_train, "train", "train what a config describes, or go on with it",
     "flamingo train --config=configs/quickstart.py --workdir=runs/mine --config.optimizer.learning_rate=5e-4",
   )  # fmt: skip
-  train.add_argument("--config", required=True, help="a Python file with get_config()")
-  train.add_argument("--workdir", required=True, help="a new folder, or that of the run to go on with")
+  train.add_argument("--config", help="a Python file with get_config()")
+  train.add_argument("--workdir", help="a new folder, or that of the run to go on with")
+  train.add_argument("--allow-changed", default="", metavar="NAMES", help="config fields, frozen or data, by comma")
+  train.add_argument("--rewind", type=int, metavar="STEP", help="go back to the checkpoint of this step first")
+  train.add_argument("--skip-steps", metavar="A:B", help="with --rewind: leave the batches A to B - 1 out")
+  train.add_argument("--replay", metavar="BUNDLE", help="run the step of a crash bundle again, and nothing else")
   train.add_argument("--coordinator", help="HOST:PORT of a job's first process; or auto, where the cluster tells")
   train.add_argument("--processes", type=int, help="of the job; each sees its own devices")
   train.add_argument("--process", type=int, help="which of them this is, from 0")
+  train.add_argument("--peer-timeout", type=float, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
+
+  launch = add(
+    verbs, run_launch, "launch", "train in processes that are started again whenever they die, until the run is done",
+    "flamingo launch --on=local --processes=2 --config=configs/tiny.py --workdir=runs/mine",
+  )  # fmt: skip
+  launch.add_argument("--on", required=True, choices=("local",), help="where the processes run")
+  launch.add_argument("--config", required=True, help="a Python file with get_config()")
+  launch.add_argument("--workdir", required=True, help="as for train; logs go to WORKDIR.logs")
+  launch.add_argument("--processes", type=positive, default=1, help="of the job (%(default)s)")
+  launch.add_argument("--devices", type=positive, help="virtual CPU devices of each process (those of the machine)")
+  launch.add_argument("--restarts", type=int, default=5, help="in a row without a new step (%(default)s)")
+  launch.add_argument("--grace", type=float, default=30.0, help="seconds from asking to end to killing (%(default)s)")
+  launch.add_argument("--peer-timeout", type=float, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
 
   plan = add(
     verbs, run_plan, "plan", "say what a config will need; reads the config alone",
@@ -192,12 +238,34 @@ def run_quickstart(options) -> None:
 
 
 def run_train(options) -> None:
-  from launch.devices import join, keep_compiled
-  from launch.train import train_config
+  from launch.devices import joined, keep_compiled
+  from launch.replay import replay
+  from launch.train import read_resume, train_config
 
-  join(options.coordinator, options.processes, options.process)
-  keep_compiled()
-  train_config(options.config, options.overrides, options.workdir)
+  if not options.replay and not (options.config and options.workdir):
+    raise UserError("--config and --workdir are both needed; or --replay alone.")
+  with joined(options.coordinator, options.processes, options.process, options.peer_timeout):
+    keep_compiled()
+    if options.replay:
+      replay(options.replay, options.overrides)
+    else:
+      resume = read_resume(options.allow_changed, options.rewind, options.skip_steps, BEGAN)
+      train_config(options.config, options.overrides, options.workdir, resume)
+
+
+def run_launch(options) -> int:
+  from launch.local import launch_local
+
+  return launch_local(
+    options.config,
+    options.workdir,
+    options.overrides,
+    processes=options.processes,
+    devices=options.devices,
+    peer_timeout=options.peer_timeout,
+    restarts=options.restarts,
+    grace=options.grace,
+  )
 
 
 def run_plan(options) -> None:

@@ -6,12 +6,16 @@ import itertools
 import pathlib
 import re
 
+import numpy as np
+
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import Sources
 from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.held_out import evaluate_contrastive, evaluate_flamingo
+from flamingo_jax.interop.descriptions import size_faults
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import gated_layers
@@ -19,6 +23,8 @@ from flamingo_jax.models.vision.towers import FeaturesConfig
 from flamingo_jax.ops.attention import NAMES
 from flamingo_jax.ops.remat import POLICIES
 from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
+from flamingo_jax.training.checkpoints import check_checkpoints
+from flamingo_jax.training.guards import check_guards
 from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
 from flamingo_jax.training.optimizer import check_optimizer
@@ -107,8 +113,12 @@ class Experiment:
       batches = mixture(streams, step, host=host, hosts=hosts)
       yield from without_skipped(batches, self.stream_configs, step, skipped)
 
+    def records(number: int) -> dict[str, list[list[str]]]:
+      return {name: records_of(stream, number) for name, stream in streams.items()}
+
     weights = {name: config.weight for name, config in self.stream_configs.items()}
-    return Feed(batches_from, weights, self.rows)
+    hashes = {name: stream.sources.content_hash for name, stream in streams.items()}
+    return Feed(batches_from, weights, self.rows, hashes, records)
 
   def evaluate(self):
     """The evaluation that belongs to the objective."""
@@ -138,6 +148,14 @@ class Experiment:
     return dataclasses.replace(frozen, hashes=frozen.hashes | dict(vision=tower))
 
 
+def records_of(stream: Stream, number: int) -> list[list[str]]:
+  """The records of each row of a batch, from number 1, as `flamingo data explain` takes them."""
+  rows = stream.config.batch_size
+  positions = np.arange((number - 1) * rows, number * rows)
+  named = [[stream.sources.where(index) for index, _ in row] for row in stream.records(positions)]
+  return [[f"{path}:{record}" for path, record in row] for row in named]
+
+
 def open_sources(config: StreamConfig, split: str) -> Sources:
   """Opens the `train` or `heldout` shards of all sources of a stream."""
   return Sources(tuple(open_shards(folder, config.maximum_skipped) for folder in folders(config, split)))
@@ -153,10 +171,13 @@ def read_experiment(config: dict, where: str) -> Experiment:
   Raises:
     UserError: every fault of the config, one a line.
   """
+  if not isinstance(config, dict):
+    raise UserError(f"{where}: is a {type(config).__name__}; a config is a group of fields.")
+  if faults := credential_faults(config):
+    raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
   config = anchored(config)
-  faults: list[str] = []
   name = config.get("objective", "(absent)")
-  if name not in MODELS:
+  if not isinstance(name, str) or name not in MODELS:
     raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
   training_fields = {field.name for field in dataclasses.fields(TrainingConfig)}
   others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "streams"}
@@ -170,6 +191,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if not isinstance(given, dict):
     raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
   streams = {stream: build(StreamConfig, fields, join("streams", stream), faults) for stream, fields in given.items()}
+  faults = faults or list(size_faults(model, "model."))
   if not faults:
     start = config.get("start", "")
     experiment = Experiment(config, name, model, training, frozen, start, tokenizer, evaluation, streams)
@@ -209,9 +231,7 @@ def check(experiment: Experiment) -> list[str]:
   for field in ("total_steps", "evaluate_every"):
     if getattr(training, field) < 1:
       faults.append(f"{field} is {getattr(training, field)}; it is at least 1.")
-  for field in ("every", "keep"):
-    if getattr(training.checkpoint, field) < 1:
-      faults.append(f"checkpoint.{field} is {getattr(training.checkpoint, field)}; it is at least 1.")
+  faults += check_checkpoints(training.checkpoint, training.evaluate_every) + check_guards(training.guard)
   for field, dtype in (("frozen_dtype", training.frozen_dtype), ("model.dtype", model.dtype)):
     if dtype not in DTYPES:
       faults.append(f"{field} is {dtype!r}; it is one of {', '.join(DTYPES)}.")

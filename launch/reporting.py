@@ -10,14 +10,19 @@ import yaml
 
 from data_pipelines.stream import Batch
 from data_pipelines.tokenizer import Tokenizer
+from flamingo_jax.credentials import redacted, redacted_config
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.planning.parameters import parameter_counts
+from flamingo_jax.training import goodput
 from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.tally import by_host
+from flamingo_jax.training.workdir import read_history
 from launch.experiment import Experiment
 from launch.generate import open_run, trained_parameters, write
 from launch.report.page import Generation, ParameterRow, Report, TrainingExample, render
 
 NEW_TOKENS = 24  # of a sample
+SHOWN_HOSTS = 8
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -32,14 +37,14 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   tokenizer = experiment.tokenizer()
   page = render(
     Report(
-      title=f"{experiment.name}: {workdir}",
+      title=redacted(f"{experiment.name}: {workdir}"),
       metrics=metrics,
       examples=training_examples(experiment, tokenizer),
       generations=generations(experiment, workdir, tokenizer),
       parameters=parameter_rows(experiment),
-      config=yaml.safe_dump(json.loads(json.dumps(experiment.raw)), sort_keys=False),
+      config=yaml.safe_dump(json.loads(json.dumps(redacted_config(experiment.raw))), sort_keys=False),
       streams=tuple(experiment.stream_configs),
-      facts=facts(experiment, metrics),
+      facts=facts(experiment, metrics, read_history(workdir)),
     )
   )
   path = workdir / "report.html"
@@ -49,15 +54,43 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   return path
 
 
-def facts(experiment: Experiment, metrics: list[dict]) -> dict[str, str]:
+def facts(experiment: Experiment, metrics: list[dict], history: list[dict]) -> dict[str, str]:
   """The run in a few words."""
   seconds = sum(line["seconds"] for line in metrics)
+  return (
+    {
+      "objective": experiment.name,
+      "steps": f"{len(metrics)} of {experiment.training.total_steps}",
+      "time in steps": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
+      "tokens": f"{sum(line['tokens'] for line in metrics):,}",
+      "seed": str(experiment.training.seed),
+    }
+    | time_spent(metrics, history)
+    | slowest_hosts(metrics)
+  )
+
+
+def time_spent(metrics: list[dict], history: list[dict]) -> dict[str, str]:
+  """Where the time of all starts went."""
+  account = goodput.spent(metrics, history)
+  total = sum(account.values()) or 1.0
+  lost = sorted(((seconds / total, cause) for cause, seconds in account.items() if cause != "useful"), reverse=True)
+  starts = sum(event["event"] == "start" for event in history)
   return {
-    "objective": experiment.name,
-    "steps": f"{len(metrics)} of {experiment.training.total_steps}",
-    "time in steps": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
-    "tokens": f"{sum(line['tokens'] for line in metrics):,}",
-    "seed": str(experiment.training.seed),
+    "goodput": f"{goodput.goodput(account):.0%} of {total / 60:.1f} min in {starts} start{'s' if starts != 1 else ''}",
+    "lost to": ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for share, cause in lost if share >= 0.005)
+    or "nothing",
+  }
+
+
+def slowest_hosts(metrics: list[dict]) -> dict[str, str]:
+  """Of a run on several hosts, those that the others wait for."""
+  names = [name for name in metrics[-1] if name.startswith("host_seconds/")] if metrics else []
+  lines = [line for line in metrics if all(name in line for name in names)]
+  times = by_host(np.asarray([[line[name] for name in names] for line in lines])) if names else []
+  return {
+    f"host {time.host}": f"slowest in {time.slowest:.0%} of steps; mean {time.mean:.3f} s, at most {time.worst:.3f} s"
+    for time in times[:SHOWN_HOSTS]
   }
 
 

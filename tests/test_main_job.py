@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flamingo_jax.errors import USER_FAULT
 from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.metrics import untimed
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS = 12
-TIMING = ("seconds", "tokens_per_second", "input_wait")
 
 
 def flamingo(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
@@ -42,7 +44,7 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
 
 
 def without_timing(lines: list[dict]) -> list[dict]:
-  return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
+  return [untimed(line) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +78,20 @@ def test_evaluations_log_visual_gain_and_gates(straight):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
-  """SIGKILL after a checkpoint; metrics and parameters end bitwise the same."""
+  """SIGKILL after a checkpoint, and the launcher starts it again; metrics and parameters end bitwise the same."""
   killed = tmp_path / "killed"
-  process = subprocess.Popen([sys.executable, "-m", "launch.cli", *train_arguments(killed)], cwd=ROOT)
+  command = [sys.executable, "-m", "launch.cli", "launch", "--on=local", *train_arguments(killed)[1:]]
+  launcher = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 300
   log = killed / "metrics.jsonl"
   while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) > 5):
     time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  resumed = train(killed)
-  assert without_timing(resumed) == without_timing(metrics(straight))
+  started = (tmp_path / "killed.logs" / "launch.log").read_text()
+  os.kill(int(re.search(r"process 0 is (\d+)", started)[1]), signal.SIGKILL)
+  said = launcher.communicate(timeout=600)[0]
+  assert launcher.returncode == 0, said
+  assert "was killed by SIGKILL" in said
+  assert without_timing(metrics(killed)) == without_timing(metrics(straight))
   (expected, step, _), (found, found_step, _) = load_trainable(straight), load_trainable(killed)
   assert (step, found_step) == (STEPS, STEPS)
   assert all(np.array_equal(expected[path], found[path]) for path in expected)
@@ -142,7 +147,7 @@ def test_generate_writes_text_and_report_shows_the_run(straight, tmp_path):
 )
 def test_bad_settings_give_one_clear_error_and_claim_no_folder(quickstart_data, tmp_path, arguments, message):
   done = flamingo(*arguments, f"--workdir={tmp_path / 'run'}")
-  assert done.returncode == 1
+  assert done.returncode == USER_FAULT
   assert message in done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
@@ -150,6 +155,6 @@ def test_bad_settings_give_one_clear_error_and_claim_no_folder(quickstart_data, 
 
 def test_a_work_directory_of_another_config_is_refused(straight):
   done = flamingo(*train_arguments(straight), "--config.seed=1")
-  assert done.returncode == 1
+  assert done.returncode == USER_FAULT
   assert "seed: 0 there, 1 here" in done.stderr
   assert len(metrics(straight)) == STEPS

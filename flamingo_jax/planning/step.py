@@ -54,7 +54,7 @@ def lower_step(objective: Objective, config: TrainingConfig, streams: Streams, m
   optimizer = make_optimizer(config.optimizer, rate)
   state, held, batches = abstract_arguments(objective, config, streams, mesh)
   placement = slot_shardings(objective, mesh, config.trainable, config.sharding)
-  step = jitted(make_train_step(objective, optimizer, rate, streams.weights, placement), state)
+  step = jitted(make_train_step(objective, optimizer, rate, streams.weights, placement, config.guard), state)
   with jax.set_mesh(mesh):
     return step.lower(state, held, batches)
 

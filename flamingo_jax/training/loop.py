@@ -1,9 +1,15 @@
 """The train loop: one for every objective, read top to bottom. Files, logs and devices are touched here only."""
 
+import collections
+import contextlib
 import dataclasses
+import datetime
+import functools
+import importlib.metadata
 import itertools
-import json
 import pathlib
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,16 +18,20 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import Preempted, UserError
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.parallel.fit import Length, cut_lengths, fit_faults
 from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, make_mesh, parameter_specs, place
-from flamingo_jax.training.checkpoints import Checkpoints
-from flamingo_jax.training.metrics import MetricsLog
+from flamingo_jax.training import crash, goodput
+from flamingo_jax.training.checkpoints import About, CheckpointConfig, Checkpoints
+from flamingo_jax.training.guards import GuardConfig
+from flamingo_jax.training.metrics import METRICS, MetricsLog, read_metrics
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from flamingo_jax.training.prefetch import HostBatches, placed
+from flamingo_jax.training.preemption import StopNotice
+from flamingo_jax.training.prefetch import DeviceBatches, HostBatches, placed
 from flamingo_jax.training.progress import TrainingProgress
+from flamingo_jax.training.rewind import Rewind, add_rewind, batch_number, read_rewinds, segments
 from flamingo_jax.training.step import (
   State,
   boxed_shapes,
@@ -31,15 +41,12 @@ from flamingo_jax.training.step import (
   slot_shardings,
   split_shapes,
 )
-from flamingo_jax.training.tally import make_tally
+from flamingo_jax.training.tally import make_host_seconds, make_tally
+from flamingo_jax.training.watchdog import Watchdog
+from flamingo_jax.training.workdir import Change, claim_workdir, note, read_history, write_config
 
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """When to save and how much to keep."""
-
-  every: int = 1000  # steps; the last step is always saved
-  keep: int = 1
+PACKAGES = ("flamingo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,7 @@ class TrainingConfig:
   mesh: MeshConfig = MeshConfig()
   sharding: ShardingConfig = ShardingConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
+  guard: GuardConfig = GuardConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +70,19 @@ class Feed:
   """What the loop needs to know of the data.
 
   Attributes:
-    batches_from: from a step to this host's batches of it and of the steps after it; with them, what is only counted,
+    batches_from: from a number of batches to this host's part of those after them; with each, what is only counted,
       under the same names on every host. The record has the sum over all hosts, where it is not 0.
     weights: of the streams' losses.
     rows: of the streams' global batches.
+    hashes: a content hash for each stream's records.
+    records: from the number of a batch to what its rows are made of, by stream, as a person would look for it.
   """
 
   batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, int]]]]
   weights: dict[str, float]
   rows: dict[str, int]
+  hashes: dict[str, str] = dataclasses.field(default_factory=dict)
+  records: Callable[[int], dict[str, list[list[str]]]] = lambda number: {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,24 @@ class Frozen:
   start: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Resume:
+  """How a start takes up what is in the work directory.
+
+  Attributes:
+    allow_changed: fields of the config, "frozen", "data" or a part of these, that may differ from before.
+    rewind: to go back first.
+    began: when the process did, of `time.perf_counter`; None: now.
+  """
+
+  allow_changed: tuple[str, ...] = ()
+  rewind: Rewind | None = None
+  began: float | None = None
+
+
+AS_BEFORE = Resume()
+
+
 Evaluate = Callable[[Parameters, Mesh, bool], dict[str, float]]  # (all parameters, mesh, is baseline) -> metrics
 
 
@@ -99,6 +129,7 @@ def train(
   evaluate: Evaluate,
   workdir: pathlib.Path,
   record: dict,
+  resume: Resume = AS_BEFORE,
 ) -> State:
   """Trains to the last step, from the newest checkpoint of `workdir` if it has one.
 
@@ -110,53 +141,264 @@ def train(
     evaluate: called before the first step, every `evaluate_every` steps and after the last.
     workdir: claimed once everything else has been found right.
     record: the config as it is kept in the work directory, to tell whose it is.
+    resume: how to go on with what is there.
 
   Raises:
     UserError: the mesh does not fit the devices or the batches, frozen parameters do not fit the model or are not
-      those of the checkpoint, or `workdir` belongs to another config.
+      those of the checkpoint, `workdir` belongs to another config or cannot be written, the devices have too little
+      memory, or too many updates in a row had to be left out.
+    Preempted: the machine is about to be taken away, and the state is saved.
   """
+  began = time.perf_counter() if resume.began is None else resume.began
   check_fit(objective, config, feed.rows, jax.device_count())
   mesh = make_mesh(config.mesh)
   rate = learning_rate(config.optimizer, config.total_steps)
   optimizer = make_optimizer(config.optimizer, rate)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), telling_memory():
     held = place_frozen(objective, frozen, mesh, config)
     fresh = initial_state(objective, optimizer, mesh, config.trainable, config.seed, config.sharding)
-    state = begin_from(frozen.start, fresh)
+    fresh = begin_from(frozen.start, fresh)
     placement = slot_shardings(objective, mesh, config.trainable, config.sharding)
-    step_function = jitted(make_train_step(objective, optimizer, rate, feed.weights, placement), state)
-    leads = jax.process_index() == 0
-    if leads:
-      claim_workdir(workdir, record)
+    step_function = jitted(make_train_step(objective, optimizer, rate, feed.weights, placement, config.guard), fresh)
+    run = Run(objective, config, feed, evaluate, workdir, record, mesh, held)
+    with writing(workdir):
+      begun = run.begin(fresh, About(frozen.hashes, feed.hashes, (), record), resume)
+    if begun.step == config.total_steps:
+      begun.checkpoints.close()
+      return begun.state
+    return run.go_on(begun, step_function, began)
+
+
+@dataclasses.dataclass
+class Begun:
+  """Where a start stands.
+
+  Attributes:
+    step: done so far.
+    state: after it.
+    checkpoints: of the work directory.
+    about: what the run trains with.
+    changes: of the config since the last start.
+    seconds: spent by now, by cause.
+  """
+
+  step: int
+  state: State
+  checkpoints: Checkpoints
+  about: About
+  changes: list[Change]
+  seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run on its devices: what `train` was given, and the frozen parameters in place."""
+
+  objective: Objective
+  config: TrainingConfig
+  feed: Feed
+  evaluate: Evaluate
+  workdir: pathlib.Path
+  record: dict
+  mesh: Mesh
+  held: Parameters
+
+  @property
+  def leads(self) -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+  def begin(self, fresh: State, about: About, resume: Resume) -> Begun:
+    """Claims the work directory and takes up what is in it; nothing that is there is written over."""
+    changes = claim_workdir(self.workdir, self.record, resume.allow_changed) if self.leads else []
     multihost_utils.sync_global_devices("the work directory is claimed")
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
-    start = checkpoints.latest() or 0
-    if start:
-      state = checkpoints.restore(start, state, frozen.hashes)
-    tally, log = make_tally(mesh), MetricsLog(workdir, start, active=leads)
-    with TrainingProgress(objective.name, config.total_steps, start, active=leads) as progress:
-      progress.say(opening(objective, config, mesh, state, held, start))
-      extra = {} if start else prefixed("baseline", evaluate({**state.trainable, **held}, mesh, True))
-      batches = placed(itertools.islice(feed.batches_from(start), config.total_steps - start), mesh)
-      for step in range(start + 1, config.total_steps + 1):
-        began = time.perf_counter()
-        step_batches, counts = next(batches)
-        tallied = tally(counts, time.perf_counter() - began)
-        state, device_metrics = step_function(state, held, step_batches)
-        device_metrics, (counted, waited) = jax.device_get((device_metrics, tallied))
-        metrics = {name: float(value) for name, value in device_metrics.items()}
-        metrics |= {name: int(number) for name, number in zip(sorted(counts), counted, strict=True) if number}
-        metrics |= timing(metrics["tokens"], began, float(waited)) | extra
-        extra = {}
-        if step % config.evaluate_every == 0 or step == config.total_steps:
-          metrics |= evaluate({**state.trainable, **held}, mesh, False)
-        log.write(step, metrics)
+    checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
+    if resume.rewind is not None and self.leads:
+      keep_aside(self.workdir, resume.rewind)
+      add_rewind(self.workdir, resume.rewind, checkpoints.steps())
+    multihost_utils.sync_global_devices("the rewind is written down")
+    about = dataclasses.replace(about, rewinds=read_rewinds(self.workdir))
+    say = functools.partial(print, file=sys.stderr, flush=True) if self.leads else lambda *_: None
+    checkpoints.set_rewound_aside(about.rewinds, say)
+    newest, restoring = timed(lambda: checkpoints.restore_newest(fresh, about, resume.allow_changed, say))
+    seconds = dict(restore=restoring, replayed=seconds_after(self.workdir, newest[0]) if self.leads else 0.0)
+    if changes:
+      write_config(self.workdir, self.record)
+    return Begun(*newest, checkpoints, about, changes, seconds)
+
+  def go_on(self, begun: Begun, step_function, began: float) -> State:
+    """Makes the steps that are left.
+
+    Args:
+      begun: where the run stands.
+      step_function: the jitted update.
+      began: when the process did.
+    """
+    config, workdir, rewinds, state = self.config, self.workdir, begun.about.rewinds, begun.state
+    with contextlib.ExitStack() as closing:
+      with writing(workdir):
+        log = closing.enter_context(MetricsLog(workdir, begun.step, active=self.leads))
+      progress = TrainingProgress(self.objective.name, config.total_steps, begun.step, active=self.leads)
+      closing.enter_context(progress)
+      progress.say(opening(self.objective, config, self.mesh, state, self.held, begun.step))
+      extra = {}
+      if begun.step == 0:
+        extra, begun.seconds["evaluation"] = timed(lambda: prefixed("baseline", self.evaluated(state, True)))
+      batches = placed(self.batches(begun.step, rewinds), self.mesh)
+      ahead = next(batches)
+      program, begun.seconds["compile"] = timed(lambda: step_function.lower(state, self.held, ahead[0]).compile())
+      account = self.started(begun, time.perf_counter() - began)
+      tally, host_seconds = make_tally(self.mesh), make_host_seconds(self.mesh)
+      notice = closing.enter_context(StopNotice())
+      watchdog = Watchdog(workdir / "hangs", config.guard.hang_seconds, jax.process_index())
+      closing.enter_context(watchdog)
+
+      for step in range(begun.step + 1, config.total_steps + 1):
+        began, last = time.perf_counter(), step == config.total_steps
+        step_batches, counts = next(batches) if ahead is None else ahead
+        ahead = None
+        alone = time.perf_counter() - began  # in which the devices had nothing to do
+        tallied, own = tally(counts, alone), host_seconds(alone)
+        state, numbers = program(state, self.held, step_batches)
+        numbers, (counted, waited), own = jax.device_get((numbers, tallied, own))
+        in_a_row = int(numbers.pop("skipped_in_a_row"))
+        metrics = recorded(numbers) | nonzero(dict(zip(sorted(counts), counted.tolist(), strict=True)))
+        metrics |= timing(metrics["tokens"], began, float(waited)) | of_hosts(own) | extra
+        if rewinds:
+          metrics["batch"] = batch_number(step, rewinds)
+        watchdog.step_ended(step)
+        if step % config.evaluate_every == 0 or last:
+          found, seconds = timed(lambda state=state: self.evaluated(state, False))
+          metrics |= found | dict(evaluation_seconds=seconds)
+          watchdog.step_ended(step)
+        account.update(goodput.of_line(metrics))
+        metrics["goodput"] = goodput.goodput(account)
+        stops, extra = notice.reached(step), {}
+        with writing(workdir):
+          log.write(step, metrics)
+          if step % config.checkpoint.every == 0 or last or stops:
+            log.sync()
+            save = functools.partial(begun.checkpoints.save, step, state, begun.about, metrics)
+            _, extra["save_seconds"] = timed(save)
         progress.update(step, metrics)
-        if step % config.checkpoint.every == 0 or step == config.total_steps:
-          checkpoints.save(step, state, frozen.hashes)
-    checkpoints.close()
-    log.close()
-  return state
+        if in_a_row >= config.guard.skips_in_a_row:
+          self.give_up(step, state, step_batches, begun.about, log.tail())
+        if stops:
+          break
+      with writing(workdir):
+        _, seconds = timed(begun.checkpoints.close)
+        if self.leads:
+          note(workdir, "end", step=step, save_seconds=extra["save_seconds"] + seconds)
+    if not last:
+      raise Preempted(f"{workdir}: stopped as asked, after step {step} of {config.total_steps}. It is saved.")
+    return state
+
+  def batches(self, start: int, rewinds: tuple[Rewind, ...]) -> Iterator[tuple[HostBatches, dict[str, int]]]:
+    """Those of the steps that are left."""
+    for first, count in segments(start, self.config.total_steps, rewinds):
+      yield from itertools.islice(self.feed.batches_from(first - 1), count)
+
+  def evaluated(self, state: State, is_baseline: bool) -> dict[str, float]:
+    return self.evaluate({**state.trainable, **self.held}, self.mesh, is_baseline)
+
+  def started(self, begun: Begun, seconds: float) -> collections.Counter:
+    """Writes down that the run goes on, after so many seconds; returns where all its time went by now."""
+    if not self.leads:
+      return goodput.spent([], [])
+    spent = begun.seconds | dict(start_up=seconds - sum(begun.seconds.values()) + begun.seconds["replayed"])
+    with writing(self.workdir):
+      note(self.workdir, "start", step=begun.step, seconds=spent, changed=begun.changes, **surroundings(self.mesh))
+      return goodput.spent(read_metrics(self.workdir), read_history(self.workdir))
+
+  def give_up(self, step: int, state: State, batches: DeviceBatches, about: About, tail: list[dict]) -> None:
+    """Writes a crash bundle of the last step, which left `state` as it was, and raises UserError."""
+    faults = crash.find_faults(self.objective, state, self.held, batches, self.feed.weights, self.mesh)
+    records = self.feed.records(batch_number(step, about.rewinds))
+    named = {
+      name: [dict(row=row, records=records[name][row]) for row in fault["rows"] if name in records]
+      for name, fault in faults.items()
+    }
+    facts = dict(streams=faults, rows=named, metrics=tail)
+    bundle = crash.write_bundle(self.workdir, self.record, step, state, about, batches, facts)
+    raise UserError(crash.report(bundle, step, self.config.guard.skips_in_a_row, facts))
+
+
+@contextlib.contextmanager
+def writing(workdir: pathlib.Path) -> Iterator[None]:
+  """Tells of a disk that refuses.
+
+  Raises:
+    UserError: what it said, and what is safe.
+  """
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    # TensorStore, which writes arrays, raises ValueErrors that quote the system's words.
+    if isinstance(error, ValueError) and not any(words in str(error) for words in REFUSALS):
+      raise
+    raise UserError(
+      f"{workdir} cannot be written: {error}\nThe last complete checkpoint is not touched. When there is room and "
+      "permission, run the same command again to go on from it."
+    ) from error
+
+
+@contextlib.contextmanager
+def telling_memory() -> Iterator[None]:
+  """Tells of devices that have too little memory.
+
+  Raises:
+    UserError: what was asked for, and what takes less.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    raise UserError(
+      f"The devices have too little memory: {str(error).splitlines()[0]}\nLess is needed with smaller streams.*."
+      "batch_size, model.remat=full, or more devices along mesh.fsdp or mesh.model. `flamingo plan` says how much, "
+      "before a device is used. The last complete checkpoint is not touched."
+    ) from error
+
+
+def timed(call: Callable):
+  """(what a call returns, the seconds it took)."""
+  began = time.perf_counter()
+  return call(), time.perf_counter() - began
+
+
+def keep_aside(workdir: pathlib.Path, rewind: Rewind) -> None:
+  """Keeps a copy of the record that a new rewind will shorten."""
+  known, path = read_rewinds(workdir), workdir / METRICS
+  if rewind not in known and path.exists():
+    shutil.copyfile(path, workdir / f"metrics-before-rewind-{len(known) + 1}.jsonl")
+
+
+def seconds_after(workdir: pathlib.Path, step: int) -> float:
+  """Of the steps in the record that have to be made again."""
+  lines = read_metrics(workdir) if (workdir / METRICS).exists() else []
+  return sum(line["seconds"] for line in lines if line["step"] > step)
+
+
+def surroundings(mesh: Mesh) -> dict[str, object]:
+  """What a run goes on with: for the history."""
+  return dict(
+    time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    mesh=dict(mesh.shape),
+    devices=f"{mesh.size} x {jax.devices()[0].device_kind}",
+    processes=jax.process_count(),
+    packages={name: importlib.metadata.version(name) for name in PACKAGES},
+  )
+
+
+def recorded(numbers: dict[str, np.ndarray]) -> dict[str, float]:
+  """Numbers of a step as they are logged; updates left out only where there are any."""
+  skips = {name: int(number) for name, number in numbers.items() if name.startswith("skipped_update/")}
+  return {name: float(number) for name, number in numbers.items() if name not in skips} | nonzero(skips)
+
+
+def nonzero(counts: dict[str, int]) -> dict[str, int]:
+  return {name: number for name, number in counts.items() if number}
 
 
 def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int], devices: int) -> None:
@@ -230,6 +472,11 @@ def timing(tokens: float, began: float, waited: float) -> dict[str, float]:
   return dict(tokens=int(tokens), seconds=seconds, tokens_per_second=tokens / seconds, input_wait=share)
 
 
+def of_hosts(own: np.ndarray) -> dict[str, float]:
+  """What each host of several needed for itself in a step: float32 [hosts]."""
+  return {f"host_seconds/{host}": float(seconds) for host, seconds in enumerate(own)} if len(own) > 1 else {}
+
+
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
   return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
@@ -243,37 +490,3 @@ def opening(
   devices = f"{mesh.size} {jax.devices()[0].platform} device" + ("s" if mesh.size > 1 else "")
   begin = f"from step {start} of {config.total_steps}" if start else f"{config.total_steps} steps"
   return f"{objective.name}: {trained / 1e6:.1f}M trained, {kept / 1e6:.1f}M frozen parameters on {devices}, {begin}"
-
-
-def claim_workdir(workdir: pathlib.Path, config: dict) -> None:
-  """Writes the config into a new work directory, or checks that the directory belongs to it.
-
-  Raises:
-    UserError: the directory holds a run of another config; every difference is named.
-  """
-  path = workdir / "config.json"
-  if path.exists():
-    differences = differing(json.loads(path.read_text()), json.loads(json.dumps(config)))
-    if differences:
-      raise UserError(
-        f"{workdir} belongs to another config:\n" + "\n".join(differences) + "\nChoose another --workdir."
-      )
-    return
-  unfinished = workdir / "config.json.new"
-  if workdir.exists() and any(entry != unfinished for entry in workdir.iterdir()):
-    raise UserError(f"{workdir}: not empty, and not the work directory of a run (no config.json). Choose another.")
-  workdir.mkdir(parents=True, exist_ok=True)
-  unfinished.write_text(json.dumps(config, indent=2))
-  unfinished.replace(path)
-
-
-def differing(there: dict, here: dict, prefix: str = "") -> list[str]:
-  """Field by field, what two configs disagree on."""
-  lines = []
-  for name in sorted(there.keys() | here.keys()):
-    left, right = there.get(name, "(absent)"), here.get(name, "(absent)")
-    if isinstance(left, dict) and isinstance(right, dict):
-      lines += differing(left, right, f"{prefix}{name}.")
-    elif left != right:
-      lines.append(f"  {prefix}{name}: {left!r} there, {right!r} here")
-  return lines

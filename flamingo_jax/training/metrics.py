@@ -1,42 +1,95 @@
 """The record of a run: `metrics.jsonl`, one object a step, and the same numbers for TensorBoard."""
 
+import collections
 import json
 import os
 import pathlib
+import time
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from flamingo_jax.errors import UserError
+
+METRICS = "metrics.jsonl"
+FLUSH_SECONDS = 10.0  # of TensorBoard's file
+TAIL = 20  # lines that a crash bundle has
+# What is measured in seconds; everything else is the same in every run of one config on the same devices.
+TIMING = ("seconds", "tokens_per_second", "input_wait", "evaluation_seconds", "save_seconds", "goodput", "host_seconds")
 
 
 class MetricsLog:
   """Appends to `metrics.jsonl` and TensorBoard; on resume, what a killed run wrote beyond its checkpoint is dropped.
 
-  One host of a job is active; the logs of the others do nothing.
+  One host of a job is active; the logs of the others do nothing. A context: closed at its end.
   """
 
   def __init__(self, workdir: pathlib.Path, resume_step: int, *, active: bool = True):
     self.active = active
     if not active:
       return
-    self.path = workdir / "metrics.jsonl"
+    self.path = workdir / METRICS
     keep_until(self.path, resume_step)
+    self.last: collections.deque[dict] = collections.deque(maxlen=TAIL)
     self.file = self.path.open("a")
-    self.board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1)
+    self.board = Board(workdir / "tensorboard", resume_step)
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
     if not self.active:
       return
-    self.file.write(json.dumps({"step": step} | metrics) + "\n")
+    line = {"step": step} | metrics
+    self.last.append(line)
+    self.file.write(json.dumps(line) + "\n")
     self.file.flush()
-    for name, value in metrics.items():
-      self.board.add_scalar(name, value, step)
+    self.board.write(step, metrics)
+
+  def sync(self) -> None:
+    """Waits until the disk has what was written."""
+    if self.active:
+      os.fsync(self.file.fileno())
+      self.board.flush()
+
+  def tail(self) -> list[dict]:
+    """The last lines that were written."""
+    return list(self.last) if self.active else []
+
+  def __enter__(self) -> "MetricsLog":
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self.active:
+      self.board.close()
+      self.file.close()
+
+
+class Board:
+  """The same numbers for TensorBoard.
+
+  Written by the thread that trains: tensorboardX's own writer has a thread with a short queue, and a disk that refuses
+  ends that thread, after which a run would wait for room in the queue for ever.
+  """
+
+  def __init__(self, folder: pathlib.Path, resume_step: int):
+    folder.mkdir(exist_ok=True)
+    self.events = EventsWriter(str(folder / "events"))
+    # TensorBoard forgets what a killed run wrote from this step on.
+    start = SessionLog(status=SessionLog.START)
+    self.events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+    self.flush()
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+    self.events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+    if time.monotonic() - self.flushed > FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    self.events.flush()
+    self.flushed = time.monotonic()
 
   def close(self) -> None:
-    if not self.active:
-      return
-    self.file.close()
-    self.board.close()
+    self.events.close()
 
 
 def keep_until(path: pathlib.Path, step: int) -> None:
@@ -49,13 +102,18 @@ def keep_until(path: pathlib.Path, step: int) -> None:
   os.replace(replacement, path)
 
 
+def untimed(line: dict) -> dict:
+  """A line without what is measured in seconds."""
+  return {name: value for name, value in line.items() if name.split("/")[0] not in TIMING}
+
+
 def read_metrics(workdir: str | pathlib.Path) -> list[dict]:
   """The steps of a run.
 
   Raises:
     UserError: there is no metrics.jsonl.
   """
-  path = pathlib.Path(workdir) / "metrics.jsonl"
+  path = pathlib.Path(workdir) / METRICS
   if not path.is_file():
     raise UserError(f"{path}: missing. Give the work directory of a `flamingo train` run.")
   return [json.loads(line) for line in complete_lines(path)]

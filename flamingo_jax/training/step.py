@@ -1,5 +1,6 @@
 """One update: the gradients of all streams accumulate, are clipped once, and move the trainable parameters."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -14,16 +15,18 @@ from jax.sharding import Mesh, NamedSharding
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters, flat
 from flamingo_jax.parallel.mesh import FULLY_SHARDED, ShardingConfig, parameter_shardings, place, replicated
+from flamingo_jax.training.guards import GUARDED, Guard, GuardConfig, fresh_guard, judge
 from flamingo_jax.training.objectives import Objective, mean, means
 
 
 @flax.struct.dataclass
 class State:
-  """What a checkpoint holds: updates done, trainable parameters, optimizer state; all float32 but the step."""
+  """What a checkpoint holds: steps done, trainable parameters, optimizer state, guard; all float32 but the counts."""
 
   step: jax.Array
   trainable: Parameters
   optimizer_state: optax.OptState
+  guard: Guard = dataclasses.field(default_factory=fresh_guard)
 
 
 @functools.lru_cache(maxsize=4)  # tracing a model takes seconds, and it would be done anew under every mesh
@@ -85,6 +88,7 @@ def abstract_state(
     jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)),
     {path: laid(shape, shardings[path]) for path, shape in shapes.items()},
     jax.tree.map(laid, jax.eval_shape(optimizer.init, shapes), slots),
+    jax.tree.map(lambda value: laid(value, replicated(mesh)), fresh_guard()),
   )
 
 
@@ -114,7 +118,8 @@ def initial_state(
   where = placements(abstract_state(objective, optimizer, mesh, patterns, sharding))
   trainable = jax.jit(trainable_only, out_shardings=where.trainable)(jax.random.key(seed))
   slots = jax.jit(optimizer.init, out_shardings=where.optimizer_state)(trainable)
-  return State(place(np.zeros((), np.int32), where.step), trainable, slots)
+  guard = jax.tree.map(place, fresh_guard(), where.guard)
+  return State(place(np.zeros((), np.int32), where.step), trainable, slots, guard)
 
 
 def optimizer_shardings(
@@ -133,6 +138,7 @@ def make_train_step(
   rate: optax.Schedule,
   weights: dict[str, float],
   placement: dict[str, NamedSharding] | None = None,
+  guard: GuardConfig = GUARDED,
 ) -> Callable[[State, Parameters, dict[str, dict[str, jax.Array]]], tuple[State, dict[str, jax.Array]]]:
   """The update of one step from one batch of every stream (paper, section 2.4 and equation 2).
 
@@ -142,6 +148,7 @@ def make_train_step(
     rate: the schedule it was made with, for the log.
     weights: of the streams' mean losses in the sum.
     placement: where gradients lie, from `slot_shardings`; None: the compiler decides.
+    guard: which updates are left out. Optimizer and schedule count those that are made.
 
   Returns:
     A function (state, frozen, batches) -> (state, metrics), for `jitted`. Gradients are of `state.trainable` only.
@@ -166,12 +173,15 @@ def make_train_step(
       total += value
       metrics |= {f"{part}/{name}": number for part, number in parts.items()}
     updates, slots = optimizer.update(gradients, state.optimizer_state, state.trainable)
-    metrics |= {
-      "loss": total,
-      "gradient_norm": optax.tree.norm(gradients),
-      "learning_rate": rate(state.step),
-    }
-    return State(state.step + 1, optax.apply_updates(state.trainable, updates), slots), metrics
+    norm, made = optax.tree.norm(gradients), state.step - state.guard.skipped
+    accepted, after, causes = judge(state.guard, guard, made, total, norm)
+    before = (state.trainable, state.optimizer_state)
+    moved = (optax.apply_updates(state.trainable, updates), slots)
+    trainable, slots = jax.tree.map(functools.partial(jnp.where, accepted), moved, before)
+    metrics |= {"loss": total, "gradient_norm": norm, "learning_rate": rate(made)}
+    metrics |= {f"skipped_update/{cause}": found for cause, found in causes.items()}
+    metrics |= {"skipped_in_a_row": after.in_a_row}
+    return State(state.step + 1, trainable, slots, after), metrics
 
   return train_step
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import numpy as np
@@ -12,11 +13,12 @@ from flamingo_jax.models.language.decoder import DecoderConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_hosts, global_batch, make_mesh
+from flamingo_jax.training.checkpoints import About, Checkpoints
 from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
 from flamingo_jax.training.objectives import Objective, flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.step import initial_state, make_train_step, slot_shardings, split_shapes
-from flamingo_jax.training.tally import make_tally
+from flamingo_jax.training.tally import make_host_seconds, make_tally
 
 ROWS, LENGTH, STEPS = 8, 10, 4
 WEIGHTS = {"pages": 1.0, "captions": 0.5}  # of the streams' losses
@@ -50,9 +52,18 @@ def objective_with(remat: str) -> Objective:
 
 
 def run(
-  mesh: list[int], sharding: dict | None = None, remat: str = "none", streams: tuple[str, ...] = ("pages",)
+  mesh: list[int],
+  sharding: dict | None = None,
+  remat: str = "none",
+  streams: tuple[str, ...] = ("pages",),
+  workdir: str | None = None,
+  steps: int = STEPS,
 ) -> list[float]:
-  """The loss of every step of a run, gates open from the first update on."""
+  """The loss of every step of a run, gates open from the first update on.
+
+  With a work directory it goes on from the newest checkpoint there, on whatever mesh that was saved, and saves where it
+  ends.
+  """
   objective = objective_with(remat)
   weights = {name: WEIGHTS[name] for name in streams}
   training = TrainingConfig(
@@ -73,22 +84,28 @@ def run(
       make_train_step(objective, optimizer, rate, weights, placement),
       out_shardings=(jax.tree.map(lambda array: array.sharding, state), None),
     )
+    if workdir:
+      checkpoints = Checkpoints(pathlib.Path(workdir))
+      start, state = checkpoints.restore_newest(state, About(), (), print)
     host, hosts = data_hosts(devices)
     own = slice(host * ROWS // hosts, (host + 1) * ROWS // hosts)
     found = []
     batches = {name: make_batch(place) for place, name in enumerate(weights)}
     local = {name: {key: array[own] for key, array in batch.items()} for name, batch in batches.items()}
     spread = {name: global_batch(batch, devices) for name, batch in local.items()}
-    for _ in range(STEPS):
+    for _ in range(steps):
       state, metrics = step(state, frozen, spread)
       found.append(float(metrics["loss"]))
+    if workdir:
+      checkpoints.save(start + steps, state, About())
+      checkpoints.close()
   return found
 
 
-def tallied(mesh: list[int]) -> tuple[list[int], float]:
+def tallied(mesh: list[int]) -> tuple[list[int], float, list[float]]:
   """What a job counts whose parts of the batch, from 0, skip 1, 2, ... and 0, 5, ... things, and whose processes wait
-  half a second, a second, ..."""
-  devices = make_mesh(MeshConfig(*mesh))
+  half a second, a second, ..., and take 3, 4, ... seconds for themselves."""
+  devices, process = make_mesh(MeshConfig(*mesh)), jax.process_index()
   part, _ = data_hosts(devices)
-  counted, waited = jax.device_get(make_tally(devices)({"b": 5 * part, "a": 1 + part}, 0.5 * (1 + jax.process_index())))
-  return counted.tolist(), float(waited)
+  counted, waited = jax.device_get(make_tally(devices)({"b": 5 * part, "a": 1 + part}, 0.5 * (1 + process)))
+  return counted.tolist(), float(waited), make_host_seconds(devices)(3.0 + process).tolist()

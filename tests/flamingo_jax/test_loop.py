@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import pathlib
 import pickle
 import subprocess
@@ -7,70 +6,18 @@ import sys
 import time
 import types
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from number_runs import ROOT, Recorder, one_number, run
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.training.checkpoints import load_trainable
-from flamingo_jax.training.loop import (
-  CheckpointConfig,
-  Feed,
-  Frozen,
-  TrainingConfig,
-  check_parameters,
-  claim_workdir,
-  train,
-)
+from flamingo_jax.training.loop import Frozen, TrainingConfig, check_parameters, train
 from flamingo_jax.training.metrics import read_metrics
-from flamingo_jax.training.objectives import Loss, Objective
 from flamingo_jax.training.optimizer import OptimizerConfig
 from flamingo_jax.training.step import is_trainable
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-CONFIG = {"seed": 0, "streams": {"pages": {"length": 64}, "captions": {"length": 24}}, "trainable": ("a", "b")}
-
-
-def test_a_work_directory_is_claimed_once_and_known_again(tmp_path):
-  workdir = tmp_path / "runs" / "mine"
-  claim_workdir(workdir, CONFIG)
-  assert [path.name for path in workdir.iterdir()] == ["config.json"]
-  before = (workdir / "config.json").read_bytes()
-  (workdir / "metrics.jsonl").write_text("")
-  claim_workdir(workdir, CONFIG)
-  assert (workdir / "config.json").read_bytes() == before
-
-
-def test_another_config_is_refused_with_every_difference(tmp_path):
-  claim_workdir(tmp_path / "run", CONFIG)
-  other = {"seed": 1, "streams": {"pages": {"length": 64, "crop": 0.5}}, "trainable": ("a", "b")}
-  with pytest.raises(UserError) as error:
-    claim_workdir(tmp_path / "run", other)
-  first, *differences, last = str(error.value).splitlines()
-  assert first == f"{tmp_path / 'run'} belongs to another config:"
-  assert last == "Choose another --workdir."
-  assert differences == [
-    "  seed: 0 there, 1 here",
-    "  streams.captions: {'length': 24} there, '(absent)' here",
-    "  streams.pages.crop: '(absent)' there, 0.5 here",
-  ]
-
-
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
-  (tmp_path / "thesis.tex").write_text("")
-  with pytest.raises(UserError, match=r"not empty, and not the work directory of a run"):
-    claim_workdir(tmp_path, CONFIG)
-  assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_claim_that_was_interrupted_is_taken_up(tmp_path):
-  (tmp_path / "config.json.new").write_text('{"seed": ')
-  claim_workdir(tmp_path, CONFIG)
-  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
-  assert not (tmp_path / "config.json.new").exists()
 
 
 def test_frozen_weights_that_do_not_fit_are_named_at_once():
@@ -85,59 +32,11 @@ def test_frozen_weights_that_do_not_fit_are_named_at_once():
   ]
 
 
-def one_number():
-  """Learns one number, and takes the frozen one for granted."""
-
-  def initialize(key):
-    box = nn.with_logical_partitioning(nn.initializers.ones, ())
-    return dict(guess=box(key, ()), offset=box(key, ()))
-
-  def loss(parameters, batch):
-    error = jnp.square(parameters["guess"] + parameters["offset"] - batch["target"])
-    return Loss(error.sum(), jnp.float32(error.size))
-
-  config = TrainingConfig(
-    total_steps=7,
-    trainable=("^guess$",),
-    evaluate_every=3,
-    optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=1),
-    checkpoint=CheckpointConfig(every=2),
-  )
-  return Objective("number", initialize, loss), config
-
-
-class Recorder:
-  """A feed and an evaluation that remember what was asked of them."""
-
-  def __init__(self, fail_at: int | None = None):
-    self.started_at, self.evaluated, self.fail_at = [], [], fail_at
-    self.feed = Feed(self.batches_from, weights={"numbers": 1.0}, rows={"numbers": 2})
-
-  def batches_from(self, step: int):
-    self.started_at.append(step)
-    for number in range(step + 1, 100):
-      if number == self.fail_at:
-        raise OSError("the disk is gone")
-      batch = dict(target=np.full((2, 1), number, np.float32), segments=np.asarray([[1, 1, 0], [1, 0, 0]]))
-      yield {"numbers": batch}, {"skipped/numbers/truncated": number} if number % 2 else {}
-
-  def evaluate(self, parameters, mesh, baseline: bool):
-    assert parameters.keys() == {"guess", "offset"}
-    self.evaluated.append((float(parameters["guess"]), baseline))
-    return {"heldout/loss/numbers": float(parameters["guess"])}
-
-
 def wait_for(path: pathlib.Path) -> None:
   """Saving goes on in a thread of its own when the loop has failed."""
   deadline = time.monotonic() + 30
   while not path.exists() and time.monotonic() < deadline:
     time.sleep(0.02)
-
-
-def run(workdir: pathlib.Path, recorder: Recorder):
-  objective, config = one_number()
-  frozen = Frozen({"offset": np.float32(0.5)}, {"offset": "hash"})
-  return train(objective, config, recorder.feed, frozen, recorder.evaluate, workdir, {"seed": 0})
 
 
 def test_a_run_is_evaluated_before_the_first_step_at_each_interval_and_after_the_last(tmp_path):

@@ -12,10 +12,9 @@ STEPS = [{"step": step, "loss": 4.0 / step, "loss/pages": 0.1 * step} for step i
 
 
 def write(workdir: pathlib.Path, lines: list[dict], resume_step: int = 0) -> None:
-  log = MetricsLog(workdir, resume_step)
-  for line in lines:
-    log.write(line["step"], {name: value for name, value in line.items() if name != "step"})
-  log.close()
+  with MetricsLog(workdir, resume_step) as log:
+    for line in lines:
+      log.write(line["step"], {name: value for name, value in line.items() if name != "step"})
 
 
 def events(workdir: pathlib.Path) -> list[Event]:
@@ -51,10 +50,9 @@ def test_one_line_is_one_step_and_tensorboard_has_the_same_numbers(tmp_path):
 
 
 def test_a_line_is_on_disk_when_the_step_is_done(tmp_path):
-  log = MetricsLog(tmp_path, 0)
-  log.write(1, {"loss": 2.0})
-  assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
-  log.close()
+  with MetricsLog(tmp_path, 0) as log:
+    log.write(1, {"loss": 2.0})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):

@@ -117,7 +117,7 @@ def test_two_processes_draw_the_same_losses_and_put_their_counts_together(alone)
   settings = [BOTH | dict(mesh=[4, 1, 1]), ONE | dict(mesh=[1, 1, 4])]
   found = over_processes(2, 2, settings)
   agree(alone, settings, found["losses"])
-  assert found["tallies"] == [[[1 + 2, 0 + 5], 1.0], [[1, 0], 1.0]]
+  assert found["tallies"] == [[[1 + 2, 0 + 5], 1.0, [3.0, 4.0]], [[1, 0], 1.0, [3.0, 4.0]]]
 
 
 def test_four_processes_draw_them_too(alone):
@@ -125,4 +125,14 @@ def test_four_processes_draw_them_too(alone):
   settings = [ONE | dict(mesh=[1, 2, 2])]
   found = over_processes(4, 1, settings)
   agree(alone, settings, found["losses"])
-  assert found["tallies"] == [[[1 + 2, 0 + 5], 2.0]]
+  assert found["tallies"] == [[[1 + 2, 0 + 5], 2.0, [3.0, 4.0, 5.0, 6.0]]]
+
+
+def test_a_run_goes_on_on_other_devices_mesh_shapes_and_processes(alone, tmp_path):
+  """A step on eight devices, one on four, one over two processes, one on one device: the losses of one device."""
+  saved = dict(streams=["pages"], workdir=str(tmp_path / "run"), steps=1)
+  found = losses([start(8, [saved | dict(mesh=[2, 2, 2])])])[0][0]
+  found += losses([start(4, [saved | dict(mesh=[1, 4, 1], sharding=dict(trainable="model"))])])[0][0]
+  found += over_processes(2, 1, [saved | dict(mesh=[2, 1, 1])])["losses"][0]
+  found += losses([start(1, [saved | dict(mesh=[1, 1, 1])])])[0][0]
+  np.testing.assert_allclose(found, alone[1], rtol=1e-5)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines.schema import parse
 from data_pipelines.shards import open_shards
+from flamingo_jax.errors import USER_FAULT
 from launch.cli import main
 
 BUILD_ONLY = ("apache_beam", "fastwarc", "imagehash", "py3langid", "pyarrow")
@@ -65,7 +66,7 @@ def test_options_reach_the_build(folder):
 )
 def test_what_is_wrong_is_one_message(folder, monkeypatch, capsys, job, options, message):
   monkeypatch.chdir(folder)
-  assert main(["data", job, *options, "--output=out"]) == 1
+  assert main(["data", job, *options, "--output=out"]) == USER_FAULT
   error = capsys.readouterr().err
   assert error.startswith("flamingo data: ") and message in error and "Traceback" not in error
 
@@ -74,7 +75,7 @@ def test_a_missing_package_is_named_with_what_brings_it(folder, monkeypatch, cap
   for name in [name for name in sys.modules if name.startswith(("data_pipelines.build.job", "apache_beam"))]:
     monkeypatch.delitem(sys.modules, name)
   monkeypatch.setitem(sys.modules, "apache_beam", None)
-  assert main(["data", "build-pages", f"--input={folder}", f"--output={folder / 'out'}"]) == 1
+  assert main(["data", "build-pages", f"--input={folder}", f"--output={folder / 'out'}"]) == USER_FAULT
   assert "apache_beam is not installed; `pip install 'flamingo_jax[build]'`" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ from colours import plain
 
 from data_pipelines.schema import Example, parse
 from data_pipelines.shards import open_shards, write_shards
+from flamingo_jax.errors import USER_FAULT
 from launch.cli import main
 
 
@@ -37,13 +38,13 @@ def test_a_config_is_checked_as_its_streams_read_it(check, small_data):
   assert found.pop("pages/train") == dict(broken_image=(1, False), dead_medium=(1, True))  # half may be broken
   assert found.pop("pages/heldout") == dict(broken_image=(1, False), dead_medium=(2, True))  # where p_next is 0
   assert found == {f"{name}/{split}": {} for name in ("captions", "videos") for split in ("train", "heldout")}
-  assert status == 1
+  assert status == USER_FAULT
   assert "pages/train: dead pictures: no learnt text ever sees them: 1, 11.11% of media" in error
 
 
 def test_a_folder_is_checked_without_a_config(check, small_data):
   status, printed, error = check(small_data.folder, "--json")
-  assert status == 1
+  assert status == USER_FAULT
   found = findings(printed)
   assert list(found) == ["captions/heldout", "captions/train", "pages/heldout", "pages/train"]
   assert found["pages/train"]["broken_image"] == (1, True)
@@ -91,7 +92,7 @@ def test_pictures_of_an_evaluation_are_found(check, quickstart_data, tmp_path):
   (folder / "seen.png").write_bytes(examples[1].media[0])
   status, printed, error = check(tmp_path / "set", f"--evaluation-images={folder}", "--json")
   [found] = json.loads(printed)["sets"][0]["findings"]["evaluation"]["first"]
-  assert (status, found["record"]) == (1, 1)
+  assert (status, found["record"]) == (USER_FAULT, 1)
   assert "near-duplicates of evaluation images" in error
 
 
@@ -101,7 +102,7 @@ def test_a_lost_shard_is_a_finding_and_not_the_end(check, small_data, tmp_path):
   [lost] = (copy / "train").glob("*.array_record")
   lost.unlink()
   status, printed, _ = check(copy, "--json")
-  assert status == 1
+  assert status == USER_FAULT
   assert findings(printed) == {"heldout": {}, "train": {"damaged_shard": (3, True)}}
 
 
@@ -120,5 +121,5 @@ def test_a_lost_shard_is_a_finding_and_not_the_end(check, small_data, tmp_path):
 def test_what_is_asked_wrongly_is_said_in_one_message(check, small_data, arguments, message):
   names = dict(folder=small_data.folder, config=small_data.config)
   status, printed, error = check(*(argument.format(**names) for argument in arguments))
-  assert (status, printed) == (1, "")
+  assert (status, printed) == (USER_FAULT, "")
   assert re.search(message, error)

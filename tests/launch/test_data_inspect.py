@@ -7,6 +7,7 @@ import pytest
 from colours import COLOURS
 from playwright.sync_api import Page, expect
 
+from flamingo_jax.errors import USER_FAULT
 from launch.cli import main
 from launch.config import load_config
 from launch.experiment import read_experiment
@@ -160,5 +161,5 @@ def test_the_numbers_are_those_of_the_batches(opened, small_data):
   ],
 )
 def test_what_is_asked_wrongly_is_said_in_one_message(small_data, capsys, arguments, message):
-  assert main(["data", "inspect", f"--config={small_data.config}", *arguments]) == 1
+  assert main(["data", "inspect", f"--config={small_data.config}", *arguments]) == USER_FAULT
   assert re.search(message, capsys.readouterr().err)

@@ -14,7 +14,7 @@ from flamingo_jax.interop.model_folder import content_hash, save_model
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
-from flamingo_jax.training.checkpoints import Checkpoints
+from flamingo_jax.training.checkpoints import About, Checkpoints
 from flamingo_jax.training.loop import TrainingConfig, check_parameters
 from flamingo_jax.training.step import State, split_shapes
 from launch.config import load_config
@@ -213,7 +213,7 @@ def parts(tmp_path_factory):
   checkpoints = Checkpoints(folder / "vision")
   trained = jax.device_put(vision | {"log_temperature": np.float32(0)})
   state = State(jax.numpy.int32(7), trained, optax.adam(1.0).init(trained))
-  checkpoints.save(7, state, {"language": "hash"})
+  checkpoints.save(7, state, About({"language": "hash"}))
   checkpoints.close()
   (folder / "vision" / "config.json").write_text(json.dumps(dict(model=dict(vision=config["model"]["vision"]))))
   language = dataclasses.replace(experiment.model.language, extra_tokens=0)

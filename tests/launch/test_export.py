@@ -16,11 +16,11 @@ import pytest
 
 from data_pipelines.schema import Example
 from data_pipelines.shards import write_shards
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import USER_FAULT, UserError
 from flamingo_jax.interop.model_folder import describe, load_model
 from flamingo_jax.models.flamingo import Flamingo, initialize, stacked
 from flamingo_jax.models.parameters import flat, nested
-from flamingo_jax.training.checkpoints import Checkpoints
+from flamingo_jax.training.checkpoints import About, Checkpoints
 from flamingo_jax.training.step import State, is_trainable
 from launch.cli import main
 from launch.config import load_config
@@ -57,7 +57,7 @@ def write_run(workdir: pathlib.Path, config: dict) -> pathlib.Path:
   checkpoints = Checkpoints(workdir)
   trained = jax.device_put(trained)
   state = State(jax.numpy.int32(STEP), trained, optax.sgd(1.0).init(trained))
-  checkpoints.save(STEP, state, experiment.frozen().hashes)
+  checkpoints.save(STEP, state, About(experiment.frozen().hashes))
   checkpoints.close()
   (workdir / "config.json").write_text(json.dumps(experiment.raw))
   return workdir
@@ -257,17 +257,17 @@ def test_an_export_that_is_killed_leaves_nothing_that_looks_like_one(work, tmp_p
 
 
 @pytest.mark.parametrize(
-  ("to", "workdir", "code", "message"),
+  ("to", "workdir", "message"),
   [
-    ("safetensors", "nowhere", 1, "nowhere/config.json: missing. Give the work directory of a `flamingo train` run"),
-    ("safetensors", "language", 1, "config.json: objective is '(absent)'"),
-    ("pickle", "run", 2, "invalid choice: 'pickle'"),
-    ("openflamingo", "run", 1, "model.cross_attention.activation is 'squared_relu'; OpenFlamingo has only 'gelu'"),
+    ("safetensors", "nowhere", "nowhere/config.json: missing. Give the work directory of a `flamingo train` run"),
+    ("safetensors", "language", "config.json: objective is '(absent)'"),
+    ("pickle", "run", "invalid choice: 'pickle'"),
+    ("openflamingo", "run", "model.cross_attention.activation is 'squared_relu'; OpenFlamingo has only 'gelu'"),
   ],
 )
-def test_what_cannot_be_exported_is_one_clear_error(work, tmp_path, capsys, to, workdir, code, message):
+def test_what_cannot_be_exported_is_one_clear_error(work, tmp_path, capsys, to, workdir, message):
   arguments = ["export", f"--workdir={work / workdir}", f"--to={to}", f"--out={tmp_path / 'out'}"]
-  assert exit_code(arguments) == code
+  assert exit_code(arguments) == USER_FAULT
   assert message in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
 

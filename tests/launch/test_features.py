@@ -13,7 +13,7 @@ from data_pipelines.features import DTYPES, FeaturesInfo, decode_features, encod
 from data_pipelines.media import MediaError, decode_image
 from data_pipelines.schema import parse
 from data_pipelines.shards import open_shards, read_manifest, write_shards
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import USER_FAULT, UserError
 from flamingo_jax.interop.model_folder import content_hash, describe, save_model
 from flamingo_jax.models.parameters import flat, nested
 from flamingo_jax.models.vision.towers import FeaturesConfig, example_media, vision_tower
@@ -228,7 +228,7 @@ def command(overrides: dict[str, str], name: str, out: pathlib.Path, *more: str)
 def test_features_that_would_not_be_those_of_training_are_not_computed(
   overrides, tmp_path, capsys, name, changes, message
 ):
-  assert main(command(overrides | changes, name, tmp_path / "out")) == 1
+  assert main(command(overrides | changes, name, tmp_path / "out")) == USER_FAULT
   assert message in capsys.readouterr().err
   assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from data_pipelines.tokenizer import save_bpe
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import USER_FAULT, UserError
 from flamingo_jax.interop.flamingo_rules import OPENFLAMINGO_ADDED, openflamingo_rules, trainable_rules
 from flamingo_jax.interop.model_folder import load_model
 from flamingo_jax.interop.rules import foreign_from
@@ -188,7 +188,7 @@ def test_everything_that_does_not_fit_is_named_at_once(tmp_path, neox):
   done = run(
     "--from=openflamingo", f"--path={tmp_path / 'checkpoint.pt'}", f"--language={neox}", f"--out={tmp_path / 'out'}"
   )
-  assert done.returncode == 1
+  assert done.returncode == USER_FAULT
   for line in (
     f"missing: {gate}ff_gate [1] (our language/gated_cross_attention/feed_forward_gate[1])",
     f"{gate}attn.to_q.weight: is [16, 17], should be [16, 16] "
@@ -227,7 +227,7 @@ def test_a_pickle_that_pretends_to_be_a_checkpoint_is_refused_and_not_run(tmp_pa
   done = run(
     "--from=openflamingo", f"--path={tmp_path / 'checkpoint.pt'}", f"--language={neox}", f"--out={tmp_path}/out"
   )
-  assert done.returncode == 1
+  assert done.returncode == USER_FAULT
   assert str(tmp_path / "checkpoint.pt") in done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "ran").exists()
@@ -262,7 +262,7 @@ def test_a_truncated_checkpoint_leaves_the_model_that_was_there(tmp_path, neox):
 )
 def test_what_cannot_be_read_is_one_clear_error(tmp_path, neox, arguments, message):
   done = run(*(argument.format(neox=neox) for argument in arguments), f"--out={tmp_path / 'out'}")
-  assert done.returncode == 1
+  assert done.returncode == USER_FAULT
   assert message in done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "out").exists()

