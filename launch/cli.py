@@ -139,6 +139,12 @@ def make_parser() -> argparse.ArgumentParser:
   generate.add_argument("--prompt", required=True, help="text, with <image> where a medium stands")
   generate.add_argument("--image", action="append", default=[], help="a picture or video; once for each <image>")
   generate.add_argument("--new-tokens", type=int, default=32, help="how many to write at most (%(default)s)")
+  generate.add_argument("--temperature", type=float, default=0.0, help="of draws; 0: the likeliest token (%(default)s)")
+  generate.add_argument("--top-k", type=int, default=0, help="draw from so many of the likeliest tokens; 0: from all")
+  generate.add_argument("--top-p", type=float, default=1.0, help="draw from the fewest with this share (%(default)s)")
+  generate.add_argument("--seed", type=int, default=0, help="of draws (%(default)s)")
+  generate.add_argument("--beams", type=int, default=1, help="width of a beam search; 1: none (%(default)s)")
+  generate.add_argument("--length-penalty", type=float, default=1.0, help="of a beam search (%(default)s)")
 
   report = add(
     verbs, run_report, "report", "write a run's report, one HTML page",
@@ -287,10 +293,11 @@ def run_plan(options) -> None:
 
 def run_generate(options) -> None:
   from launch.devices import keep_compiled
-  from launch.generate import continue_prompt
+  from launch.generate import continue_prompt, writing
 
   keep_compiled()
-  print(continue_prompt(options.workdir, options.prompt, options.image, options.new_tokens))
+  how = writing(options.temperature, options.top_k, options.top_p, options.beams, options.length_penalty)
+  print(continue_prompt(options.workdir, options.prompt, options.image, options.new_tokens, how, options.seed))
 
 
 def run_report(options) -> None:

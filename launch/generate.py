@@ -10,7 +10,9 @@ import numpy as np
 from data_pipelines.prompts import prompt_batch
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.inference.beam import Beams
 from flamingo_jax.inference.generate import generate
+from flamingo_jax.inference.sampling import GREEDY, Sampling
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.models.vision.towers import FeaturesConfig
@@ -67,7 +69,25 @@ def trained_parameters(experiment: Experiment, workdir: str | pathlib.Path) -> P
   return jax.device_put(read_trained(experiment, workdir).parameters)
 
 
-def continue_prompt(workdir: str, prompt: str, images: list[str], new_tokens: int) -> str:
+def writing(temperature: float, top_k: int, top_p: float, beams: int, length_penalty: float) -> Sampling | Beams:
+  """How to write: greedily, by draws, or by beam search.
+
+  Raises:
+    UserError: settings out of range, or draws and beams together.
+  """
+  sampling, search = Sampling(temperature, top_k, top_p), Beams(beams, length_penalty)
+  if beams == 1:
+    return sampling
+  if sampling != GREEDY:
+    raise UserError(
+      f"--beams is {beams}, and a beam search draws nothing. Leave out --temperature, --top-k and --top-p."
+    )
+  return search
+
+
+def continue_prompt(
+  workdir: str, prompt: str, images: list[str], new_tokens: int, how: Sampling | Beams = GREEDY, seed: int = 0
+) -> str:
   """The text that the model of a work directory writes after a prompt."""
   experiment = open_run(workdir)
   if not isinstance(experiment.model, FlamingoConfig):
@@ -86,7 +106,7 @@ def continue_prompt(workdir: str, prompt: str, images: list[str], new_tokens: in
     frames_per_second=video_rate(experiment),
   )
   parameters = trained_parameters(experiment, workdir)
-  (tokens,) = write(experiment.model, parameters, batch, tokenizer, new_tokens)
+  (tokens,) = write(experiment.model, parameters, batch, tokenizer, new_tokens, how, seed)
   return tokenizer.decode(tokens).strip()
 
 
@@ -96,7 +116,16 @@ def video_rate(experiment: Experiment) -> float:
   return rates[0] if rates else 1.0
 
 
-def write(model: FlamingoConfig, parameters: Parameters, batch: dict, tokenizer: Tokenizer, new_tokens: int):
-  """Greedy tokens of each row, up to `<EOC>` or the end of the document."""
-  stop = (tokenizer.end_of_chunk, tokenizer.eos)
-  return generate(model, parameters, batch, new_tokens=new_tokens, stop=stop, forbidden=(tokenizer.image,))
+def write(
+  model: FlamingoConfig,
+  parameters: Parameters,
+  batch: dict,
+  tokenizer: Tokenizer,
+  new_tokens: int,
+  how: Sampling | Beams = GREEDY,
+  seed: int = 0,
+) -> list[list[int]]:
+  """Tokens of each row, up to `<EOC>` or the end of the document."""
+  stop, forbidden = (tokenizer.end_of_chunk, tokenizer.eos), (tokenizer.image,)
+  limits = dict(new_tokens=new_tokens, stop=stop, forbidden=forbidden)
+  return generate(model, parameters, batch, how=how, key=jax.random.key(seed), **limits)

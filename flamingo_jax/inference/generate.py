@@ -1,14 +1,15 @@
-"""Greedy continuation of interleaved prompts."""
-
-import functools
+"""Prompts to continuations in one call."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flamingo_jax.errors import UserError
-from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
-from flamingo_jax.models.parameters import Parameters, nested
+from flamingo_jax.inference.beam import Beams, search
+from flamingo_jax.inference.decoding import decode
+from flamingo_jax.inference.prefill import prefill
+from flamingo_jax.inference.sampling import GREEDY, Sampling
+from flamingo_jax.inference.weights import unroll
+from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.parameters import Parameters
 
 
 def generate(
@@ -19,71 +20,30 @@ def generate(
   new_tokens: int,
   stop: tuple[int, ...],
   forbidden: tuple[int, ...],
+  how: Sampling | Beams = GREEDY,
+  key: jax.Array | None = None,
 ) -> list[list[int]]:
-  """The most likely next token, again and again (paper, section 2.4 without its beam).
-
-  Every token runs the whole model over the text again; the media are encoded and resampled once.
+  """Continues prompts once. For more than one call with the same parameters, `unroll` them and call the parts.
 
   Args:
     config: of the model.
     parameters: all of them, by path.
-    prompts: a batch whose rows may differ in length; `segments` says where each ends.
+    prompts: a batch as `prefill` takes it.
     new_tokens: how many to write at most.
     stop: tokens that end a row; they are not returned.
     forbidden: tokens never written, such as `<image>`.
+    how: each token by itself, or by beam search.
+    key: for draws.
 
   Returns:
     The new tokens of each row.
 
   Raises:
-    UserError: a prompt without a token.
+    UserError: as `prefill`, `decode` and `search`.
   """
-  lengths = (prompts["segments"] > 0).sum(axis=1)
-  if lengths.min() == 0:
-    raise UserError("The prompt is empty. Give text, an image, or both.")
-  written = write(config, new_tokens, stop, forbidden)(parameters, prompts, lengths)
-  rows = [list(row[length : length + new_tokens]) for row, length in zip(np.asarray(written), lengths, strict=True)]
-  return [cut(row, stop) for row in rows]
-
-
-@functools.lru_cache(maxsize=8)
-def write(config: FlamingoConfig, new_tokens: int, stop: tuple[int, ...], forbidden: tuple[int, ...]):
-  """The compiled loop; it ends early when every row has met a stop token."""
-  model = Flamingo(config)
-  allowed = np.zeros(config.language.vocabulary + config.language.extra_tokens, np.float32)
-  allowed[list(forbidden)] = -np.inf
-
-  def loop(parameters: Parameters, prompts: dict[str, jax.Array], lengths: jax.Array) -> jax.Array:
-    rows = jnp.arange(len(lengths))
-    latents = model.apply(nested(parameters), prompts["media"], prompts["media_mask"], method=Flamingo.see)
-    batch = {name: prompts[name] for name in ("media_mask",)} | {
-      name: jnp.pad(prompts[name], ((0, 0), (0, new_tokens))) for name in ("tokens", "segments", "media_index")
-    }
-    last_media = prompts["media_index"][rows, lengths - 1]
-
-    def more(carry):
-      count, _, done = carry
-      return (count < new_tokens) & ~done.all()
-
-    def one(carry):
-      count, batch, done = carry
-      logits = model.apply(nested(parameters), batch, latents, method=Flamingo.read)
-      at = lengths + count
-      token = (logits[rows, at - 1] + allowed).argmax(axis=-1).astype(jnp.int32)
-      batch = batch | {
-        "tokens": batch["tokens"].at[rows, at].set(token),
-        "segments": batch["segments"].at[rows, at].set(1),
-        "media_index": batch["media_index"].at[rows, at].set(last_media),
-      }
-      return count + 1, batch, done | jnp.isin(token, jnp.asarray(stop))
-
-    start = (jnp.zeros((), jnp.int32), batch, jnp.zeros(len(lengths), bool))
-    return jax.lax.while_loop(more, one, start)[1]["tokens"]
-
-  return jax.jit(loop)
-
-
-def cut(tokens: list[int], stop: tuple[int, ...]) -> list[int]:
-  """What stands before the first stop token."""
-  ends = [place for place, token in enumerate(tokens) if token in stop]
-  return tokens[: ends[0]] if ends else tokens
+  weights = unroll(config, parameters)
+  cache = prefill(config, weights, prompts)
+  limits = dict(new_tokens=new_tokens, stop=stop, forbidden=forbidden)
+  if isinstance(how, Beams):
+    return search(config, weights, cache, beams=how, **limits).best().lists()
+  return decode(config, weights, cache, sampling=how, key=key, **limits).lists()

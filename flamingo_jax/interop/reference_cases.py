@@ -8,20 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flamingo_jax.inference.generate import cut, generate
 from flamingo_jax.interop.comparison import (
   GRADIENT_LIMIT,
   OUTPUT_LIMIT,
   Arrays,
   Case,
   Finding,
+  Ids,
   compare_gradients,
   compare_outputs,
   equal,
-  finding,
   foreign_gradients,
   load,
+  make_batch,
 )
+from flamingo_jax.interop.decoding_cases import compare_decoding
 from flamingo_jax.interop.flamingo_rules import (
   IDEFICS_IGNORED,
   OPENFLAMINGO_ADDED,
@@ -133,44 +134,6 @@ def gated_case(case: Case) -> list[Finding]:
 # Whole models.
 
 
-@dataclasses.dataclass(frozen=True)
-class Ids:
-  """Token ids between an implementation and us: the same, but for the order of the added ones."""
-
-  vocabulary: int
-  added: tuple[int, ...]
-
-  def ours(self, tokens: np.ndarray) -> np.ndarray:
-    return self.table(np.argsort(self.added))[tokens].astype(np.int32)
-
-  def theirs(self, tokens: np.ndarray) -> np.ndarray:
-    return self.table(np.asarray(self.added))[tokens]
-
-  def their_columns(self, logits: np.ndarray) -> np.ndarray:
-    return np.asarray(logits)[..., self.table(np.argsort(self.added))]
-
-  def table(self, order: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.arange(self.vocabulary), self.vocabulary + order]).astype(int)
-
-
-def make_batch(tokens: np.ndarray, present: np.ndarray, media: np.ndarray, image: int) -> Arrays:
-  """A batch that attends to the last medium before each token.
-
-  Args:
-    tokens: int32 [B, L], in our ids.
-    present: [B, L], 1 where there is a token.
-    media: features float32 [B, N, F, S, V].
-    image: the id of the marker.
-  """
-  return dict(
-    tokens=tokens,
-    segments=np.asarray(present, np.int32),
-    media=media,
-    media_mask=np.ones(media.shape[:3], bool),
-    media_index=np.cumsum(tokens == image, axis=1, dtype=np.int32) - 1,
-  )
-
-
 def compare_model(
   case: Case,
   config: FlamingoConfig,
@@ -229,49 +192,7 @@ def openflamingo_case(case: Case) -> list[Finding]:
   batch = make_batch(ids.ours(arrays["tokens"]), arrays["attention_mask"], arrays["features"], image)
   weights = (arrays["labels"] != -100).astype(np.float32)
   findings = compare_model(case, config, parameters, rules, batch, weights, ids)
-  return [*findings, score(case, config, parameters, ids), *greedy(case, config, parameters, ids)]
-
-
-def score(case: Case, config: FlamingoConfig, parameters: Parameters, ids: Ids) -> Finding:
-  """A continuation after a prompt whose media were kept from before: ours runs over both at once."""
-  prompt, continuation = ids.ours(case.arrays["score_prompt"]), ids.ours(case.arrays["score_continuation"])
-  tokens = np.concatenate([prompt, continuation], axis=1)
-  image = config.language.vocabulary
-  batch = make_batch(tokens, np.ones_like(tokens), case.arrays["features"][:1], image)
-  batch["media_index"][:, prompt.shape[1] :] = batch["media_index"][:, prompt.shape[1] - 1 : prompt.shape[1]]
-  logits = jax.jit(lambda p: Flamingo(config).apply(nested(grouped(p, config)), batch))(parameters)
-  return finding(case, "score_logits", ids.their_columns(logits[:, prompt.shape[1] :]), OUTPUT_LIMIT)
-
-
-def greedy(case: Case, config: FlamingoConfig, parameters: Parameters, ids: Ids) -> list[Finding]:
-  """Greedy tokens of a batch of prompts, as far as upstream's are sound.
-
-  An `<image>` that is written has no picture, so a row counts up to its first. With upstream's cache one row's
-  `<image>` takes the pictures from all rows at the next token, so no row counts any further.
-  """
-  prompt, mask = case.arrays["prompt"], case.arrays["prompt_mask"]
-  image, end = config.language.vocabulary, config.language.vocabulary + 1
-  # Theirs are padded on the left, ours on the right.
-  rows = [np.concatenate([row[keep == 1], row[keep == 0]]) for row, keep in zip(prompt, mask, strict=True)]
-  present = -np.sort(-mask, axis=1)
-  batch = make_batch(ids.ours(np.stack(rows)), present, case.arrays["prompt_features"], image)
-  theirs = {
-    name: [list(ids.ours(row[prompt.shape[1] :])) for row in case.arrays[name]]
-    for name in ("greedy", "greedy_uncached")
-  }
-  new_tokens = max(len(row) for rows in theirs.values() for row in rows)
-  written = generate(config, grouped(parameters, config), batch, new_tokens=new_tokens, stop=(end,), forbidden=())
-  findings = []
-  for name, reference in theirs.items():
-    sound = [row.index(image) + 1 if image in row else new_tokens for row in reference]
-    if name == "greedy":
-      sound = [min(sound)] * len(sound)
-    same = [
-      cut(row[:length], (end,)) == cut(other[:length], (end,))
-      for row, other, length in zip(written, reference, sound, strict=True)
-    ]
-    findings.append(equal(name, all(same), True))
-  return findings
+  return findings + compare_decoding(case, config, grouped(parameters, config), ids)
 
 
 def checkpoint_case(case: Case) -> list[Finding]:

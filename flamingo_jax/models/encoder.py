@@ -64,6 +64,7 @@ class EncoderLayer(nn.Module):
     config = self.config
     head_width = config.width // config.heads
     attend = CrossAttention(
+      config.width,
       config.heads,
       head_width,
       self.dtype,

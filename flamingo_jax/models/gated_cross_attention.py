@@ -1,12 +1,13 @@
 """GATED XATTN-DENSE: the trained layers between the frozen layers of the language model."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from flamingo_jax.ops.attention import Mask
+from flamingo_jax.ops.attention import KeyValue, Mask
 from flamingo_jax.ops.layers import NORMS, CrossAttention, FeedForward
 
 
@@ -44,22 +45,15 @@ class GatedCrossAttention(nn.Module):
   def __call__(
     self,
     text: Float[Array, "B L D"],
-    media: Float[Array, "B M V"],
-    mask: Mask,
+    media: Float[Array, "B M V"] | tuple[KeyValue, ...],
+    mask: Mask | Sequence[Bool[Array, "B L M"]],
   ) -> Float[Array, "B L D"]:
+    """Media are latents, or what `attention_of` remembers of them, part by part, with a mask for each part."""
     config = self.config
     normed = self.norm("attention_norm")(text)
-    attend = CrossAttention(
-      config.heads,
-      config.head_width,
-      self.dtype,
-      config.head_norm,
-      config.norm_epsilon,
-      config.blind_sees_all,
-      implementation=self.implementation,
-      name="attention",
-    )
-    text = text + self.gate("attention_gate", text.shape[-1]) * attend(normed, media, mask)
+    attend = attention_of(config, text.shape[-1], self.dtype, self.implementation, name="attention")
+    read = attend.recall if isinstance(media, tuple) else attend
+    text = text + self.gate("attention_gate", text.shape[-1]) * read(normed, media, mask)
     normed = self.norm("feed_forward_norm")(text)
     hidden = round(text.shape[-1] * config.feed_forward_multiplier)
     feed = FeedForward(hidden, config.activation, self.dtype, config.gated_feed_forward, name="feed_forward")
@@ -72,3 +66,20 @@ class GatedCrossAttention(nn.Module):
     shape, axes = ((width,), ("norm",)) if self.config.vector_gates else ((), ())
     scale = self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
     return jnp.tanh(scale.astype(jnp.float32)).astype(self.dtype)
+
+
+def attention_of(
+  config: GatedCrossAttentionConfig, width: int, dtype: jnp.dtype, implementation: str, *, name: str | None = None
+) -> CrossAttention:
+  """The cross-attention of a gated layer before a language layer of some width."""
+  return CrossAttention(
+    width,
+    config.heads,
+    config.head_width,
+    dtype,
+    config.head_norm,
+    config.norm_epsilon,
+    config.blind_sees_all,
+    implementation=implementation,
+    name=name,
+  )

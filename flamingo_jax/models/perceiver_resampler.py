@@ -89,6 +89,7 @@ class ResamplerLayer(nn.Module):
     context = jnp.concatenate([media, latents], axis=1)
     heads, head_width = self.config.heads, self.config.head_width or width // self.config.heads
     attend = CrossAttention(
+      width,
       heads,
       head_width,
       self.dtype,

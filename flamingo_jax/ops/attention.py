@@ -1,10 +1,11 @@
 """The one attention function of the project, and its implementations by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.ops.remat import SHARES
-from flamingo_jax.ops.sharding import ACTIVATIONS, fitting
+from flamingo_jax.ops.sharding import ACTIVATIONS, constrain, fitting
 
 
 @flax.struct.dataclass
@@ -32,6 +33,24 @@ class Visibility:
 
 
 Mask = Visibility | Bool[Array, "B L S"]
+
+
+@flax.struct.dataclass
+class KeyValue:
+  """Keys and values computed before, for queries to come; heads stand before places, as products want it.
+
+  Attributes:
+    key: [b, G, S, K]. Where b is less than the rows B of the queries, B / b of them, one after another, share a row.
+    value: the same shape.
+  """
+
+  key: Float[Array, "b G S K"]
+  value: Float[Array, "b G S K"]
+
+  @classmethod
+  def of(cls, key: Float[Array, "b S G K"], value: Float[Array, "b S G K"]) -> "KeyValue":
+    """From places before heads."""
+    return cls(*(constrain(heads.swapaxes(1, 2), "batch", "heads", None, None) for heads in (key, value)))
 
 
 def attention(
@@ -134,6 +153,52 @@ def by_xla(query: Array, key: Array, value: Array, mask: Mask | None, bias: Arra
   shares = checkpoint_name(jax.nn.softmax(scores).astype(value.dtype), SHARES)
   attended = jnp.einsum("bgqs,bgsk->bgqk", shares.reshape(*of_groups.shape[:3], -1), value)
   return attended.reshape(rows, heads, length, width).swapaxes(1, 2)
+
+
+def attention_to_parts(
+  query: Float[Array, "B L H K"],
+  parts: Sequence[KeyValue],
+  masks: Sequence[Bool[Array, "B L S"]],
+  biases: Sequence[Float[Array, "B H L S"]] | None = None,
+) -> Float[Array, "B L H K"]:
+  """As `attention`, over keys that lie in parts: none is copied, however many rows share it.
+
+  Args:
+    query: of H heads.
+    parts: at least one; their rows divide B, and their heads H.
+    masks: of each part, True where the query sees the key.
+    biases: of each part, added to the scaled scores.
+  """
+  width = query.shape[-1]
+  scores = jnp.concatenate([scores_of(query, part.key) for part in parts], axis=-1) * width**-0.5
+  if biases is not None:
+    scores += jnp.concatenate(biases, axis=-1)
+  mask = jnp.concatenate(masks, axis=-1)
+  shares = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(scores.dtype).min)).astype(query.dtype)
+  ends = np.cumsum([part.key.shape[2] for part in parts])
+  cut = jnp.split(shares, ends[:-1], axis=-1)
+  attended = sum(values_of(share, part.value) for share, part in zip(cut, parts, strict=True)).astype(query.dtype)
+  return jnp.where(mask.any(axis=-1)[:, :, None, None], attended, 0)
+
+
+def scores_of(query: Float[Array, "B L H K"], key: Float[Array, "b G S K"]) -> Float[Array, "B H L S"]:
+  """Float32 products of queries and keys; all queries that read the same keys stand in one matrix."""
+  (rows, length, heads, width), (shared, groups, places, _) = query.shape, key.shape
+  together = query.reshape(shared, rows // shared, length, groups, heads // groups, width).transpose(0, 3, 1, 4, 2, 5)
+  together = together.reshape(shared, groups, -1, width)
+  scores = jnp.einsum("bgqk,bgsk->bgqs", together, key, preferred_element_type=jnp.float32)
+  scores = scores.reshape(shared, groups, rows // shared, heads // groups, length, places).swapaxes(1, 2)
+  return scores.reshape(rows, heads, length, places)
+
+
+def values_of(shares: Float[Array, "B H L S"], value: Float[Array, "b G S K"]) -> Float[Array, "B L H K"]:
+  """Float32 sums of values by their shares."""
+  (rows, heads, length, places), (shared, groups, _, width) = shares.shape, value.shape
+  together = shares.reshape(shared, rows // shared, groups, heads // groups, length, places).swapaxes(1, 2)
+  together = together.reshape(shared, groups, -1, places)
+  values = jnp.einsum("bgqs,bgsk->bgqk", together, value, preferred_element_type=jnp.float32)
+  values = values.reshape(shared, groups, rows // shared, heads // groups, length, width).transpose(0, 2, 4, 1, 3, 5)
+  return values.reshape(rows, length, heads, width)
 
 
 def by_cudnn(query: Array, key: Array, value: Array, mask: Mask | None, bias: None) -> Array:

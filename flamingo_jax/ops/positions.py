@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def segment_positions(segments: Int[Array, "B L"]) -> Int[Array, "B L"]:
@@ -41,8 +41,24 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 def alibi_bias(positions: Int[Array, "B L"], heads: int) -> Float[Array, "B H L L"]:
   """What ALiBi adds to the scores: minus the distance to the key, times the head's slope."""
-  distance = positions[:, :, None] - positions[:, None, :]
+  return alibi(distances(positions, positions), heads)
+
+
+def alibi(distance: Int[Array, "B L S"], heads: int) -> Float[Array, "B H L S"]:
+  """The same for any queries and keys."""
   return -distance[:, None].astype(jnp.float32) * alibi_slopes(heads)[:, None, None]
+
+
+def distances(positions: Int[Array, "B L"], of_keys: Int[Array, "b S"]) -> Int[Array, "B L S"]:
+  """How far each query is behind each key; B / b rows of queries, one after another, read the same keys."""
+  of_keys = jnp.repeat(of_keys, positions.shape[0] // of_keys.shape[0], axis=0)
+  return positions[:, :, None] - of_keys[:, None, :]
+
+
+def earlier(positions: Int[Array, "B L"], of_keys: Int[Array, "b S"]) -> Bool[Array, "B L S"]:
+  """Which keys are there, and no later than the query; a position of -1 tells that there is none."""
+  there = jnp.repeat(of_keys >= 0, positions.shape[0] // of_keys.shape[0], axis=0)
+  return there[:, None, :] & (distances(positions, of_keys) >= 0)
 
 
 def sinusoids(length: int, width: int) -> Float[Array, "L D"]:

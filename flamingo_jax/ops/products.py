@@ -1,9 +1,11 @@
-"""The product of activations and a kernel, with a gradient that never turns the larger of its operands around."""
+"""Products of activations and a kernel: one for training, with a gradient that never turns the larger of its operands
+around, and one for decoding, where the rows are few and the kernels lie the other way."""
 
 import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
@@ -45,3 +47,22 @@ def backward(inputs: int, kept: tuple[Array, Array], cotangent: Array) -> tuple[
 
 
 folded.defvjp(forward, backward)
+
+
+FEW = 16  # rows, up to which the kernel goes first
+
+
+def turned_product(x: Array, turned: Array, inputs: int = 1, *, preferred: jnp.dtype | None = None) -> Array:
+  """[batch ..., inputs ...] and [outputs ..., inputs ...], summed over the inputs: [batch ..., outputs ...].
+
+  For a few rows of x, as in decoding, time is what it takes to read the kernel. A CPU reads it once, from front to end,
+  where it is the first operand and lies with its inputs last; else it is packed anew for every product. `preferred` is
+  the dtype that sums are kept in.
+  """
+  rows = x.ndim - inputs
+  last = tuple(range(rows, x.ndim)), tuple(range(turned.ndim - inputs, turned.ndim))
+  count = math.prod(x.shape[:rows])
+  if not isinstance(count, int) or count > FEW:  # an exported program may leave the number open
+    return jax.lax.dot_general(x, turned, (last, ((), ())), preferred_element_type=preferred)
+  first = jax.lax.dot_general(turned, x, (last[::-1], ((), ())), preferred_element_type=preferred)
+  return first.transpose(*range(turned.ndim - inputs, first.ndim), *range(turned.ndim - inputs))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from flamingo_jax.ops.products import turned_product
 from flamingo_jax.ops.sharding import constrain
 
 CHUNK = 64  # positions whose logits exist at one time
@@ -83,7 +84,7 @@ def chunk_likelihoods(x, targets, tables):
 
 def logits_of(x: Float[Array, "B L D"], table: Float[Array, "rows D"]) -> Float[Array, "B L rows"]:
   """Float32 logits."""
-  logits = jnp.einsum("bld,vd->blv", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+  logits = turned_product(x, table.astype(x.dtype), preferred=jnp.float32)
   return constrain(logits, "batch", None, "vocab")
 
 

@@ -124,7 +124,7 @@ class Checkpoints:
       UserError: `checkpoint.best` names no metric of the step.
     """
     items = dict(trainable=state.trainable, optimizer=state.optimizer_state, guard=state.guard)
-    described = json.dumps(dataclasses.asdict(about), sort_keys=True)
+    described = json.dumps(dataclasses.asdict(about))
     self.manager.save(
       step,
       args=ocp.args.Composite(

@@ -3,14 +3,25 @@
 import dataclasses
 
 import flax.linen as nn
+import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttention, GatedCrossAttentionConfig
-from flamingo_jax.ops.attention import Mask, attention, causal_mask
+from flamingo_jax.ops.attention import KeyValue, Mask, attention, attention_to_parts, causal_mask
 from flamingo_jax.ops.layers import NORMS, FeedForward, linear
-from flamingo_jax.ops.positions import alibi_bias, by_distance, rotate, segment_positions, sinusoids
+from flamingo_jax.ops.positions import (
+  alibi,
+  alibi_bias,
+  by_distance,
+  distances,
+  earlier,
+  rotate,
+  segment_positions,
+  sinusoids,
+)
 from flamingo_jax.ops.remat import rematerialized
 from flamingo_jax.ops.sharding import constrain
 from flamingo_jax.ops.vocabulary import log_likelihoods, logits_of
@@ -54,6 +65,30 @@ class Media:
 
   latents: Array
   mask: Mask
+
+
+@flax.struct.dataclass
+class Past:
+  """What new tokens attend to in one layer: what was read before them, and themselves.
+
+  Attributes:
+    parts: keys and values of what was read before; their rows divide those of the new tokens.
+    positions: int32 [b, S] of each part and, last, of the new tokens and their room; -1 where there is no token.
+    room: where the keys and values of the new tokens go, and later those of the next; None: they are kept alone.
+    slot: int32, the place in the room where the new tokens start.
+  """
+
+  parts: tuple[KeyValue, ...]
+  positions: tuple[Array, ...]
+  room: KeyValue | None = None
+  slot: Array | None = None
+
+  def own(self, key: Float[Array, "B L G K"], value: Float[Array, "B L G K"]) -> KeyValue:
+    """The keys and values of the new tokens, in their room."""
+    new = KeyValue.of(key, value)
+    if self.room is None:
+      return new
+    return jax.tree.map(lambda room, new: jax.lax.dynamic_update_slice_in_dim(room, new, self.slot, 2), self.room, new)
 
 
 class Decoder(nn.Module):
@@ -110,10 +145,7 @@ class Decoder(nn.Module):
   def read(self, tokens: Array, segments: Array, media: Media | None) -> Float[Array, "B L D"]:
     """The states after the last norm."""
     mask, positions = causal_mask(segments), segment_positions(segments)
-    x = self.embed(tokens)
-    if self.config.positions == "learned":
-      x = x + self.position_embeddings.astype(self.dtype)[positions + self.config.position_offset]
-    x = constrain(x, "batch", None, None)
+    x = constrain(self.place(self.embed(tokens), positions), "batch", None, None)
     latents, seen = (media.latents, media.mask) if media is not None else (None, None)
     if hasattr(self, "prefix"):
       x, _ = self.prefix(x, mask, positions)
@@ -130,6 +162,12 @@ class Decoder(nn.Module):
       return x
     extra = self.extra_embeddings.astype(self.dtype)[jnp.maximum(tokens - known, 0)]
     return jnp.where((tokens >= known)[:, :, None], extra, x)
+
+  def place(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """Adds the learned positions, if there are any."""
+    if self.config.positions != "learned":
+      return x
+    return x + self.position_embeddings.astype(self.dtype)[positions + self.config.position_offset]
 
   def unembed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L vocabulary"]:
     return jnp.concatenate([logits_of(x, table) for table in self.unembedding_tables()], axis=-1)
@@ -172,11 +210,15 @@ class DecoderLayer(nn.Module):
   implementation: str = "auto"  # of attention
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"], mask: Mask, positions: Int[Array, "B L"]):
-    config = self.config
+  def __call__(self, x: Float[Array, "B L D"], mask: Mask, positions: Int[Array, "B L"], past: Past | None = None):
+    """The new x and, where there is a past, the keys and values of the new tokens to be put with it."""
+    config, kept = self.config, None
     x = constrain(x, "batch", None, None)
     normed = self.norm("attention_norm")(x)
-    attended = SelfAttention(config, self.dtype, self.implementation, name="attention")(normed, mask, positions)
+    attend = SelfAttention(config, self.dtype, self.implementation, name="attention")
+    attended = attend(normed, mask, positions, past)
+    if past is not None:
+      attended, kept = attended
     feed = FeedForward(
       config.feed_forward_width,
       config.activation,
@@ -187,9 +229,9 @@ class DecoderLayer(nn.Module):
     )
     if config.residual == "sequential":
       x = x + attended
-      return x + feed(self.norm("feed_forward_norm")(x)), None
+      return x + feed(self.norm("feed_forward_norm")(x)), kept
     beside = normed if config.residual == "shared" else self.norm("feed_forward_norm")(x)
-    return x + attended + feed(beside), None
+    return x + attended + feed(beside), kept
 
   def norm(self, name: str) -> nn.Module:
     return NORMS[self.config.norm](epsilon=self.config.norm_epsilon, dtype=self.dtype, name=name)
@@ -203,23 +245,27 @@ class SelfAttention(nn.Module):
   implementation: str = "auto"  # of attention
 
   @nn.compact
-  def __call__(self, x, mask, positions):
+  def __call__(self, x, mask, positions, past: Past | None = None):
+    """What each token gathers and, where there is a past, the keys and values of the new tokens to be put with it."""
     config = self.config
     query = self.heads("query", config.heads, "heads")(x)
     key = self.heads("key", config.key_value_heads, "key_value_heads")(x)
     value = self.heads("value", config.key_value_heads, "key_value_heads")(x)
     if config.query_key_norm:
       query, key = self.normed("query_norm", query), self.normed("key_norm", key)
-    bias = None
     if config.positions == "rotary":
       query, key = (rotate(heads, positions, config.rope_base, config.rotary_share) for heads in (query, key))
-    elif config.positions == "alibi":
-      bias = alibi_bias(positions, config.heads)
-    elif config.positions == "relative":
-      query, bias = self.relative(query)
-    attended = attention(query, key, value, mask, bias, implementation=self.implementation)
+    own = None if past is None else past.own(key, value)
+    if past is None or (not past.parts and past.room is None):  # there is nothing before
+      query, bias = self.biased(query, positions)
+      attended = attention(query, key, value, mask, bias, implementation=self.implementation)
+    else:
+      query, biases = self.biased_by_part(query, positions, past.positions)
+      masks = [earlier(positions, keys) for keys in past.positions]
+      attended = attention_to_parts(query, (*past.parts, own), masks, biases)
     axes = ("heads", "head_width", "embed")
-    return linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=config.bias)(attended)
+    output = linear(x.shape[-1], axes, dtype=self.dtype, name="output", fold=2, bias=config.bias)(attended)
+    return output if past is None else (output, own)
 
   def heads(self, name: str, count: int, axis: str) -> nn.Module:
     shape, axes = (count, self.config.key_width), ("embed", axis, "head_width")
@@ -231,18 +277,49 @@ class SelfAttention(nn.Module):
     norm = NORMS[self.config.norm](epsilon=self.config.norm_epsilon, dtype=self.dtype, name=name)
     return norm(together).reshape(heads.shape)
 
-  def relative(self, query: Float[Array, "B L H K"]) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"]]:
-    """Transformer-XL's relative positions (Dai et al., 2019, section 3.3): queries with their content bias, and scores
-    of the distance between query and key. Distances within a document are those within the row."""
-    config, length = self.config, query.shape[1]
+  def biased(
+    self, query: Float[Array, "B L H K"], positions: Int[Array, "B L"]
+  ) -> tuple[Float[Array, "B L H K"], Float[Array, "B H L L"] | None]:
+    """Queries, and what is added to their scores with the keys of the same tokens."""
+    config = self.config
+    if config.positions == "alibi":
+      return query, alibi_bias(positions, config.heads)
+    if config.positions != "relative":
+      return query, None
+    of_content, of_distance, distance = self.relative(query)
+    projected = distance(sinusoids(query.shape[1], config.width).astype(self.dtype))
+    scores = jnp.einsum("blhk,thk->bhlt", of_distance, projected, preferred_element_type=jnp.float32)
+    return of_content, by_distance(scores) * config.key_width**-0.5
+
+  def biased_by_part(
+    self, query: Float[Array, "B L H K"], positions: Int[Array, "B L"], of_keys: tuple[Int[Array, "b S"], ...]
+  ) -> tuple[Float[Array, "B L H K"], list[Float[Array, "B H L S"]] | None]:
+    """Queries, and what is added to their scores with keys that lie in parts."""
+    config = self.config
+    behind = [distances(positions, keys) for keys in of_keys]
+    if config.positions == "alibi":
+      return query, [alibi(distance, config.heads) for distance in behind]
+    if config.positions != "relative":
+      return query, None
+    of_content, of_distance, distance = self.relative(query)
+    # For a few queries it is less work to take them through the map than every distance.
+    mapped = jnp.einsum("blhk,hkd->blhd", of_distance, distance.outputs_first())
+    table = sinusoids(sum(keys.shape[1] for keys in of_keys), config.width).astype(self.dtype)
+    scores = jnp.einsum("blhd,td->bhlt", mapped, table, preferred_element_type=jnp.float32) * config.key_width**-0.5
+    rows = [jnp.maximum(distance, 0)[:, None] for distance in behind]
+    heads = [jnp.broadcast_to(row, (row.shape[0], config.heads, *row.shape[2:])) for row in rows]
+    return of_content, [jnp.take_along_axis(scores, row, axis=-1) for row in heads]
+
+  def relative(self, query: Float[Array, "B L H K"]) -> tuple[Array, Array, nn.Module]:
+    """Transformer-XL's relative positions (Dai et al., 2019, section 3.3): queries with their content bias, and with
+    their distance bias, and the map of distances. Distances within a document are those within the row."""
+    config = self.config
     shape, axes = (config.heads, config.key_width), ("heads", "head_width")
     zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
     content_bias = self.param("content_bias", zeros, shape).astype(self.dtype)
     distance_bias = self.param("distance_bias", zeros, shape).astype(self.dtype)
-    distances = sinusoids(length, config.width).astype(self.dtype)
-    projected = linear(shape, ("embed", *axes), dtype=self.dtype, name="distance")(distances)
-    scores = jnp.einsum("blhk,thk->bhlt", query + distance_bias, projected, preferred_element_type=jnp.float32)
-    return query + content_bias, by_distance(scores) * config.key_width**-0.5
+    distance = linear(shape, ("embed", *axes), dtype=self.dtype, name="distance")
+    return query + content_bias, query + distance_bias, distance
 
 
 @dataclasses.dataclass(frozen=True)
