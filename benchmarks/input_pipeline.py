@@ -12,6 +12,10 @@ one process, each on all cores, and the median of their rounds counts:
 - `peer`: as OpenFlamingo reads: WebDataset tar files, Pillow, bicubic scaling, centre crop, floats, a PyTorch
   DataLoader with a process for each core.
 
+`over_bare` and `over_peer` compare images a second. Where others use the machine too, these depend on how much of it
+each round got; `cpu_over_bare` does not: it is the CPU time of an image of `bare` over that of one of `stream`. (The
+peer works in processes of its own.)
+
 `resume_ratio` is the time to the first batch from step 1,000,000 over that from step 0. Needs torch, and what
 `make train` leaves in data/.
 """
@@ -73,7 +77,7 @@ def measure(folder: pathlib.Path, options: argparse.Namespace) -> dict:
     bare=bare([example.media[0] for example in examples], options.size),
     peer=peer(sorted(map(str, (folder / "tars").glob("*.tar"))), options.size),
   )
-  speeds = alternate(kinds, options.rounds, options.seconds)
+  speeds, costs = alternate(kinds, options.rounds, options.seconds)
   near, far = (first_batch_seconds(stream, step) for step in (0, 1_000_000))
   return dict(
     size=options.size,
@@ -83,26 +87,34 @@ def measure(folder: pathlib.Path, options: argparse.Namespace) -> dict:
     **{f"images_a_second_{kind}": round(speed) for kind, speed in speeds.items()},
     over_bare=round(speeds["stream"] / speeds["bare"], 2),
     over_peer=round(speeds["stream"] / speeds["peer"], 2),
+    **{f"cpu_microseconds_an_image_{kind}": round(1e6 * costs[kind]) for kind in ("stream", "bare")},
+    cpu_over_bare=round(costs["bare"] / costs["stream"], 2),
     first_batch_seconds=round(near, 3),
     first_batch_seconds_at_step_1000000=round(far, 3),
     resume_ratio=round(far / near, 2),
   )
 
 
-def alternate(kinds: dict[str, Iterator], rounds: int, seconds: float) -> dict[str, float]:
-  """Images a second of each kind, the median of its rounds; none reads ahead in the round of another."""
+def alternate(kinds: dict[str, Iterator], rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+  """Images a second of each kind, and CPU seconds of this process an image: medians of its rounds.
+
+  None reads ahead in the round of another.
+  """
   speeds: dict[str, list[float]] = {kind: [] for kind in kinds}
+  costs: dict[str, list[float]] = {kind: [] for kind in kinds}
   for _ in range(rounds):
     for kind, batches in kinds.items():
       for _ in range(READ_AHEAD):
         next(batches)
-      began, images = time.perf_counter(), 0
+      began, worked, images = time.perf_counter(), time.process_time(), 0
       while time.perf_counter() - began < seconds:
         next(batches)
         images += BATCH
+      costs[kind].append((time.process_time() - worked) / images)
       speeds[kind].append(images / (time.perf_counter() - began))
       time.sleep(1.5 * READ_AHEAD * BATCH / speeds[kind][-1])  # till what it reads ahead lies ready, and it rests
-  return {kind: statistics.median(found) for kind, found in speeds.items()}
+  speed, cost = ({kind: statistics.median(each[kind]) for kind in kinds} for each in (speeds, costs))
+  return speed, cost
 
 
 def first_batch_seconds(stream: Stream, step: int) -> float:

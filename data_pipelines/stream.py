@@ -36,7 +36,7 @@ from flamingo_jax.ops.labels import chunk_weights
 Batch = dict[str, np.ndarray]
 Pool = concurrent.futures.Executor
 ALIGNMENT = 64  # bytes
-AT_ONCE = 4  # rows that a thread takes
+AT_ONCE = 8  # rows that a thread takes, at most
 LONGEST_CYCLE = 10_000  # turns of all sources
 UNCHANGED = (0.0,) * 8  # chances of a medium where nothing is drawn for it
 
@@ -130,6 +130,25 @@ class TextDraw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Shown:
+  """The media of a record whose text stands in a row.
+
+  Attributes:
+    index: of the record.
+    example: the record.
+    media: which of its media fill slots `slot`, `slot` + 1, ...
+    slot: the first.
+    key: of all that is drawn for the record.
+  """
+
+  index: int
+  example: Example
+  media: tuple[int, ...]
+  slot: int
+  key: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Stream:
   """Records, and all that turns them into batches. `training` turns windows, p_next and augmentation random."""
 
@@ -185,10 +204,12 @@ class Stream:
 
     def fill(numbers: range) -> list[bytes]:
       rows = [{name: array[number] for name, array in batch.items()} for number in numbers]
-      faults = [self.fill_row(row, positions[n], records[n]) for row, n in zip(rows, numbers, strict=True)]
+      faults = self.fill_rows(rows, positions[numbers].tolist(), [records[number] for number in numbers])
       return [encode_faults(each) for each in faults]
 
-    parts = [range(first, min(first + AT_ONCE, len(positions))) for first in range(0, len(positions), AT_ONCE)]
+    numbers = range(len(positions))
+    at_once = max(min(len(numbers) // cores(), AT_ONCE), 1)
+    parts = [numbers[first : first + at_once] for first in numbers[::at_once]]
     batch["faults"] = np.array([faults for part in pool.map(fill, parts) for faults in part], object)
     return batch
 
@@ -196,7 +217,7 @@ class Stream:
     """Every record once, in plain order, one row each, even if the stream is packed."""
     for index in range(len(self.sources)):
       row = {name: array[0] for name, array in self.empty(1).items()}
-      faults = self.fill_row(row, index, [(index, self.config.length)])
+      [faults] = self.fill_rows([row], [index], [[(index, self.config.length)]])
       yield row | dict(faults=np.array(encode_faults(faults), object))
 
   @functools.cached_property
@@ -281,56 +302,62 @@ class Stream:
     batch["media_index"] -= 1
     return batch
 
-  def fill_row(self, row: Batch, position: int, records: Iterable[tuple[int, int]]) -> list[Fault]:
-    """Writes one record into an empty row, or several side by side.
+  def fill_rows(
+    self, rows: Sequence[Batch], positions: Sequence[int], records: Sequence[Sequence[tuple[int, int]]]
+  ) -> list[list[Fault]]:
+    """Writes into empty rows what each has of records: one, or several side by side.
 
     A record that cannot be used leaves its tokens empty, a medium that cannot its slot, and nothing else moves, so that
     the batch at a step never depends on what was skipped before it.
 
     Args:
-      row: written to.
-      position: of the row.
-      records: which, and how many tokens each has room for.
+      rows: written to.
+      positions: of the rows.
+      records: of each row, which, and how many tokens each has room for.
 
     Returns:
-      What could not be used.
+      What of each row could not be used.
     """
-    faults: list[Fault] = []
+    # All texts come first: after a picture, a processor's caches hold nothing of the code that reads the next text.
+    read = [list(self.fill_texts(*each)) for each in zip(rows, positions, records, strict=True)]
+    return [list(self.fill_media(row, found)) for row, found in zip(rows, read, strict=True)]
+
+  def fill_texts(self, row: Batch, position: int, records: Iterable[tuple[int, int]]) -> "Iterator[Shown | Fault]":
+    """Writes the text of each record into a row, and yields which media it shows, or why it could not be used."""
     start = 0
     for slot, (index, room) in enumerate(records):
-      faults += self.fill(row, index, (self.seed, int(position), slot), start=start, room=room, slot=slot)
+      key = (self.seed, position, slot)
+      try:
+        example = self.example(index)
+        text = self.text(example, self.text_draw(key), room)
+      except MediaError as error:
+        yield self.fault(index, None, error)
+      else:
+        self.write_text(row, text, start, slot)
+        yield Shown(index, example, text.media, slot, key)
       start += room
-    return faults
 
-  def fill(self, row: Batch, index: int, key: tuple[int, ...], *, start: int, room: int, slot: int) -> Iterator[Fault]:
-    """Writes a record into a row, as the document `slot` + 1, and names what could not be.
-
-    Args:
-      row: written to.
-      index: of the record.
-      key: of all that is drawn for it.
-      start: its first token.
-      room: tokens, at most.
-      slot: its first media slot.
-    """
-    try:
-      example = self.example(index)
-      text = self.text(example, self.text_draw(key), room)
-    except MediaError as error:
-      yield self.fault(index, None, error)
-      return
+  def write_text(self, row: Batch, text: Row, start: int, slot: int) -> None:
+    """Writes a record's text into a row from token `start` on, as the document `slot` + 1."""
     filled = slice(start, start + len(text.tokens))
     row["tokens"][filled] = text.tokens
     row["loss_weights"][filled] = self.weights(text)
     row["segments"][filled] = slot + 1
     row["media_index"][filled] = np.where(text.media_index < 0, -1, text.media_index + slot)
-    for number, medium in enumerate(text.media):
-      chances = draw(*key, number)  # of its own, whatever became of the others
-      try:
-        frames = self.write_medium(row["media"][slot + number], example, medium, chances)
-        row["media_mask"][slot + number, :frames] = True
-      except MediaError as error:
-        yield self.fault(index, medium, error)
+
+  def fill_media(self, row: Batch, records: "Iterable[Shown | Fault]") -> Iterator[Fault]:
+    """Writes what the records of a row show into its slots, and names what could not be, of the records too."""
+    for record in records:
+      if isinstance(record, Fault):
+        yield record
+        continue
+      for number, medium in enumerate(record.media):
+        chances = draw(*record.key, number)  # of its own, whatever became of the others
+        try:
+          frames = self.write_medium(row["media"][record.slot + number], record.example, medium, chances)
+          row["media_mask"][record.slot + number, :frames] = True
+        except MediaError as error:
+          yield self.fault(record.index, medium, error)
 
   def example(self, index: int) -> Example:
     """A record. Raises MediaError when it cannot be read, or is none."""
