@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flamingo_jax.errors import USER_FAULT
+from flamingo_jax.errors import DONE, USER_FAULT
 from flamingo_jax.training.checkpoints import load_trainable
 from flamingo_jax.training.metrics import untimed
 
@@ -151,6 +151,22 @@ def test_bad_settings_give_one_clear_error_and_claim_no_folder(quickstart_data, 
   assert message in done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_leaves_a_bundle_that_can_be_run_again(quickstart_data, tmp_path):
+  """Updates so large that nothing is finite afterwards."""
+  huge = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=1"]
+  done = flamingo(*train_arguments(tmp_path / "run"), *huge, "--config.guard.skips_in_a_row=2")
+  assert done.returncode == USER_FAULT
+  assert "2 updates in a row were left out, the last at step 3" in done.stderr
+  facts = json.loads((tmp_path / "run" / "crashes" / "step-3" / "crash.json").read_text())
+  named = facts["rows"]["captions"][0]["records"][0]
+  explained = flamingo("data", "explain", named, "--config=configs/tiny.py")
+  assert explained.returncode == DONE, explained.stderr
+  again = flamingo("train", f"--replay={tmp_path / 'run' / 'crashes' / 'step-3'}")
+  assert again.returncode == DONE, again.stderr
+  rows = [line for line in again.stdout.splitlines() if "captions" in line]
+  assert len(rows) == 1 and rows[0].count("nan") == 4  # loss and gradient norm, then and now
 
 
 def test_a_work_directory_of_another_config_is_refused(straight):

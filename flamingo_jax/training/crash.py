@@ -131,7 +131,8 @@ def report(bundle: pathlib.Path, step: int, skips: int, facts: dict) -> str:
       for row in rows
     ),
     f"Batch, state and config are in {bundle}. Look at it again: flamingo train --replay={bundle}",
-    "Then mend what is wrong, or leave the batches out: flamingo train ... --rewind=STEP --skip-steps=A:B",
+    "Where every row is at fault, the weights are: go back with a smaller learning rate. Else mend the records, or "
+    "leave the batches out: flamingo train ... --rewind=STEP --skip-steps=A:B",
   ]
   return "\n".join(lines)
 
