@@ -79,7 +79,7 @@ def test_the_table_names_records_as_explain_takes_them(check, small_data, capsys
 
 
 def test_what_is_tolerated_can_be_said(check, small_data):
-  assert check(small_data.folder / "pages" / "train", "--tolerate=0.5")[0] == 1  # dead pictures
+  assert check(small_data.folder / "pages" / "train", "--tolerate=0.5")[0] == USER_FAULT  # dead pictures
   assert check(small_data.folder / "captions", "--tolerate=0")[0] == 0
 
 
