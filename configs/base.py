@@ -32,7 +32,7 @@ def training() -> dict:
     sharding=dict(trainable="fsdp", optimizer="fsdp", frozen="fsdp"),
     checkpoint=dict(
       every=1000,  # steps; the last step is always saved
-      keep=1,  # the newest, and beside them
+      keep=3,  # the newest, and beside them
       keep_every=0,  # steps, whose multiples are kept for good; 0: none
       best="",  # a metric of metrics.jsonl, such as "heldout/text_loss/captions", by which the best are kept
       best_mode="min",  # or "max"

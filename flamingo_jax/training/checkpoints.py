@@ -26,7 +26,7 @@ class CheckpointConfig:
   """When to save, and what to keep: whatever any of the three kinds of `keep` names."""
 
   every: int = 1000  # steps; the last step is always saved
-  keep: int = 1  # the newest
+  keep: int = 3  # the newest; with one there is none to fall back to
   keep_every: int = 0  # steps, whose multiples are kept for good; 0: none
   best: str = ""  # a metric of the step's line in metrics.jsonl, by which the best are kept; empty: none
   best_mode: str = "min"  # or "max"

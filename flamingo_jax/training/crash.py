@@ -1,5 +1,6 @@
 """Crash bundles: a step that went wrong, with all that is needed to look at it again elsewhere."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.parallel.mesh import batch_sharding, place
-from flamingo_jax.training.checkpoints import About, Checkpoints
+from flamingo_jax.training.checkpoints import About, Checkpoints, attempt
 from flamingo_jax.training.objectives import Objective, mean
 from flamingo_jax.training.prefetch import DeviceBatches
 from flamingo_jax.training.step import State
@@ -153,7 +154,14 @@ def read_bundle(
   Raises:
     UserError: the frozen parts are not those of the run, or a file is damaged.
   """
-  _, state = Checkpoints(bundle).restore_newest(like, expected, ("data",), say)
+  checkpoints = Checkpoints(bundle)
+  (step,) = checkpoints.steps()
+  about, failure = attempt(lambda: checkpoints.about(step))
+  if failure:
+    raise UserError(f"{bundle}: its checkpoint cannot be read: {failure}. Copy the bundle again.")
+  expected = dataclasses.replace(expected, rewinds=about.rewinds)  # no work directory is at hand that could tell them
+  _, state = checkpoints.restore_newest(like, expected, ("data",), say)
+  checkpoints.close()
   try:
     arrays = safetensors.numpy.load_file(bundle / BATCHES)
   except (OSError, safetensors.SafetensorError) as error:

@@ -36,8 +36,8 @@ def read_rewinds(workdir: pathlib.Path) -> tuple[Rewind, ...]:
     raise UserError(f"{path}: not a list of rewinds ({error}). Bring it back from a copy.") from error
 
 
-def add_rewind(workdir: pathlib.Path, rewind: Rewind, saved: list[int]) -> tuple[Rewind, ...]:
-  """Writes one more rewind down; the same one twice is one, so that a command can be run again.
+def check_rewind(workdir: pathlib.Path, rewind: Rewind, saved: list[int]) -> None:
+  """Holds a rewind that is not known yet against a run.
 
   Args:
     workdir: of the run.
@@ -49,7 +49,7 @@ def add_rewind(workdir: pathlib.Path, rewind: Rewind, saved: list[int]) -> tuple
   """
   known = read_rewinds(workdir)
   if rewind in known:
-    return known
+    return
   if rewind.to not in saved:
     raise UserError(
       f"--rewind={rewind.to}: {workdir} has no checkpoint of that step. It has: {', '.join(map(str, saved)) or 'none'}."
@@ -60,14 +60,19 @@ def add_rewind(workdir: pathlib.Path, rewind: Rewind, saved: list[int]) -> tuple
       f"--skip-steps={rewind.first}:{rewind.last}: A:B leaves the batches A to B - 1 out, with A below B and "
       f"above {used}, the last batch that step {rewind.to} has learnt from."
     )
-  rewinds = (*known, rewind)
+
+
+def add_rewind(workdir: pathlib.Path, rewind: Rewind) -> None:
+  """Writes one more rewind down; the same one twice is one, so that a command can be run again."""
+  known = read_rewinds(workdir)
+  if rewind in known:
+    return
   unfinished = workdir / (FILE + ".new")
   with unfinished.open("w") as file:
-    json.dump([dataclasses.asdict(each) for each in rewinds], file)
+    json.dump([dataclasses.asdict(each) for each in (*known, rewind)], file)
     file.flush()
     os.fsync(file.fileno())
   unfinished.replace(workdir / FILE)
-  return rewinds
 
 
 def in_force(saved: tuple[Rewind, ...], given: tuple[Rewind, ...]) -> int | None:

@@ -34,7 +34,7 @@ def one_number(total_steps: int = 7, **changes):
     trainable=("^guess$",),
     evaluate_every=3,
     optimizer=OptimizerConfig(learning_rate=0.1, warmup_steps=1),
-    checkpoint=CheckpointConfig(every=2),
+    checkpoint=CheckpointConfig(every=2, keep=1),
   )
   return Objective("number", initialize, loss), dataclasses.replace(config, **changes)
 

@@ -12,16 +12,19 @@ import time
 import jax
 import numpy as np
 import pytest
-from number_runs import ROOT, Recorder, run
+from number_runs import ROOT, Recorder, one_number, run
 
 from flamingo_jax.errors import HUNG, Preempted, UserError
-from flamingo_jax.training import goodput
-from flamingo_jax.training.checkpoints import CheckpointConfig, load_trainable
+from flamingo_jax.parallel.mesh import make_mesh
+from flamingo_jax.training import crash, goodput
+from flamingo_jax.training.checkpoints import About, CheckpointConfig, load_trainable
 from flamingo_jax.training.guards import GuardConfig
 from flamingo_jax.training.loop import Resume
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.metrics import untimed as without_timing
+from flamingo_jax.training.optimizer import learning_rate, make_optimizer
 from flamingo_jax.training.rewind import Rewind
+from flamingo_jax.training.step import initial_state
 from flamingo_jax.training.workdir import read_history
 
 ALL = CheckpointConfig(every=2, keep=10)
@@ -116,6 +119,29 @@ def test_too_many_in_a_row_end_the_run_with_a_bundle_that_names_the_records(tmp_
   without = tmp_path / "without"
   run(without, Recorder(), total_steps=3)
   assert float(trained["guess"]) == guess(without)
+
+
+def test_a_bundle_made_after_going_back_can_be_read_anywhere(tmp_path):
+  """A refused rewind writes nothing; one that is made leads on to a bundle, which has no rewinds.json beside it."""
+  workdir = tmp_path / "run"
+  run(workdir, Recorder(), total_steps=6, checkpoint=ALL)
+  before = sorted(path.name for path in workdir.iterdir())
+  with pytest.raises(UserError, match="no checkpoint of that step"):
+    run(workdir, Recorder(), Resume(rewind=Rewind(to=3, first=6, last=7)), total_steps=6, checkpoint=ALL)
+  assert sorted(path.name for path in workdir.iterdir()) == before
+  back = Resume(rewind=Rewind(to=4, first=5, last=7))
+  with pytest.raises(UserError, match=r"numbers, row 1, is not finite by itself: shard:81"):
+    run(workdir, Recorder(poison=(7, 8)), back, total_steps=6, checkpoint=ALL, guard=GuardConfig(skips_in_a_row=2))
+  objective, config = one_number()
+  mesh = make_mesh(config.mesh)
+  optimizer = make_optimizer(config.optimizer, learning_rate(config.optimizer, config.total_steps))
+  with jax.set_mesh(mesh):
+    like = initial_state(objective, optimizer, mesh, config.trainable, seed=1)
+    about = About({"offset": "hash"})
+    state, batches = crash.read_bundle(workdir / "crashes" / "step-6", mesh, like, about, print)
+    faults = crash.find_faults(objective, state, {"offset": jax.numpy.float32(0.5)}, batches, {"numbers": 1.0}, mesh)
+  assert faults["numbers"]["rows"] == [1]
+  assert float(batches["numbers"]["target"][0, 0]) == 8
 
 
 def test_going_back_leaves_batches_out_and_loses_nothing_that_was_written(straight, tmp_path):
