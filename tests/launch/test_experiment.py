@@ -1,7 +1,10 @@
 import copy
 import dataclasses
+import itertools
 import json
 import pathlib
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -342,3 +345,26 @@ def test_a_language_model_is_imported_for_use_as_it_is(parts, tmp_path, write_gg
   frozen = read_experiment(config, "tiny.py").frozen()
   assert frozen.parameters["language/unembeddings"].shape == (40, 16)
   assert frozen.hashes["language"] == described["hash"]
+
+
+def test_a_shard_that_vanishes_under_a_run_is_named_by_the_next_start_and_changes_no_batch(quickstart_data, tmp_path):
+  """What is open is still read; a start without it says which it is; when it is back, no batch has changed."""
+  folder = tmp_path / "captions"
+  shutil.copytree(quickstart_data / "streams" / "captions", folder)
+  config = load_config("configs/tiny.py", {"streams.captions.source": str(folder)})
+  config["streams"] = {"captions": config["streams"]["captions"]}
+
+  def start(step: int):
+    return read_experiment(config, "test").feed().batches_from(step)
+
+  straight = [batches["captions"]["tokens"] for batches, _ in itertools.islice(start(0), 8)]
+  running = start(0)
+  first = next(running)[0]["captions"]["tokens"]
+  shard = sorted((folder / "train").glob("*.array_record"))[2]
+  shard.rename(tmp_path / "away")
+  read_on = [batches["captions"]["tokens"] for batches, _ in itertools.islice(running, 3)]
+  with pytest.raises(UserError, match=re.escape(f"{shard} is missing")):
+    start(4)
+  (tmp_path / "away").rename(shard)
+  again = [batches["captions"]["tokens"] for batches, _ in itertools.islice(start(4), 4)]
+  np.testing.assert_array_equal([first, *read_on, *again], straight)
