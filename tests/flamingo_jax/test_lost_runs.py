@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from number_runs import ROOT, Recorder, one_number, run
 
-from flamingo_jax.errors import HUNG, Preempted, UserError
+from flamingo_jax.errors import HUNG, PREEMPTED, Preempted, UserError
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash, goodput
 from flamingo_jax.training.checkpoints import About, CheckpointConfig, load_trainable
@@ -224,6 +225,62 @@ def test_a_run_that_hangs_leaves_its_stacks_and_ends(straight, tmp_path):
   assert "batches_from" in stacks.read_text()  # where the reading thread stands
   run(tmp_path / "run", Recorder(), total_steps=12)
   assert untimed(tmp_path / "run") == untimed(straight)
+
+
+TOGETHER = """
+import pathlib, sys, time, jax
+jax.config.update("jax_disable_most_optimizations", True)
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+sys.path.insert(0, "tests/flamingo_jax")
+from number_runs import Recorder, run
+from flamingo_jax.errors import PREEMPTED, Preempted
+
+class Half(Recorder):
+  def batches_from(self, step):
+    for batches, counts in super().batches_from(step):
+      time.sleep(0.1)
+      own = jax.process_index()
+      yield {"numbers": {name: array[own : own + 1] for name, array in batches["numbers"].items()}}, counts
+
+try:
+  run(pathlib.Path(sys.argv[3]), Half(), total_steps=90)
+except Preempted as stopped:
+  print(stopped)
+  sys.exit(PREEMPTED)
+"""
+
+
+def test_one_process_that_is_asked_to_stop_stops_all_after_the_same_step(tmp_path):
+  """Two real processes; the run then goes on in one, as if there had always been one."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", TOGETHER, address, str(number), str(tmp_path / "run")],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  log, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+  while not (log.exists() and len(log.read_text().splitlines()) > 4) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  processes[1].terminate()
+  outputs = [process.communicate(timeout=120) for process in processes]
+  assert [process.returncode for process in processes] == [PREEMPTED, PREEMPTED], outputs
+  (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+  assert 5 <= step < 90
+  assert all(f"after step {step} of 90" in output for output, _ in outputs)
+  assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, step + 1))
+  run(tmp_path / "run", Recorder(), total_steps=90)
+  run(tmp_path / "alone", Recorder(), total_steps=90)
+  losses = [[line["loss"] for line in read_metrics(tmp_path / name)] for name in ("run", "alone")]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.fixture
