@@ -23,6 +23,7 @@ FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "
 
 EXPORT_FORMATS = ("openflamingo", "safetensors", "orbax", "stablehlo")
 FEATURE_DTYPES = ("bfloat16", "float32")
+ALLOW_CHANGED_HELP = "what may differ from the run's last start: config fields, frozen or data, by comma"
 PEER_TIMEOUT = 100.0
 PEER_TIMEOUT_HELP = "seconds after which a process of the job that is not heard of is lost (%(default)s)"
 NEAR_BITS = "of 64, by which the hash of a like picture may differ (%(default)s)"
@@ -95,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
   )  # fmt: skip
   train.add_argument("--config", help="a Python file with get_config()")
   train.add_argument("--workdir", help="a new folder, or that of the run to go on with")
-  train.add_argument("--allow-changed", default="", metavar="NAMES", help="config fields, frozen or data, by comma")
+  train.add_argument("--allow-changed", default="", metavar="NAMES", help=ALLOW_CHANGED_HELP)
   train.add_argument("--rewind", type=int, metavar="STEP", help="go back to the checkpoint of this step first")
   train.add_argument("--skip-steps", metavar="A:B", help="with --rewind: leave the batches A to B - 1 out")
   train.add_argument("--replay", metavar="BUNDLE", help="run the step of a crash bundle again, and nothing else")
@@ -111,6 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
   launch.add_argument("--on", required=True, choices=("local",), help="where the processes run")
   launch.add_argument("--config", required=True, help="a Python file with get_config()")
   launch.add_argument("--workdir", required=True, help="as for train; logs go to WORKDIR.logs")
+  launch.add_argument("--allow-changed", default="", metavar="NAMES", help=ALLOW_CHANGED_HELP)
   launch.add_argument("--processes", type=positive, default=1, help="of the job (%(default)s)")
   launch.add_argument("--devices", type=positive, help="virtual CPU devices of each process (those of the machine)")
   launch.add_argument("--restarts", type=int, default=5, help="in a row without a new step (%(default)s)")
@@ -266,6 +268,7 @@ def run_launch(options) -> int:
     options.config,
     options.workdir,
     options.overrides,
+    allow_changed=options.allow_changed,
     processes=options.processes,
     devices=options.devices,
     peer_timeout=options.peer_timeout,

@@ -13,6 +13,7 @@ def launch_local(
   workdir: str,
   overrides: dict[str, str],
   *,
+  allow_changed: str,
   processes: int,
   devices: int | None,
   peer_timeout: float,
@@ -25,6 +26,7 @@ def launch_local(
     config: a Python file.
     workdir: of the run; the logs go next to it.
     overrides: of fields of the config.
+    allow_changed: as for `flamingo train`.
     processes: to start; several meet on a free port of this machine.
     devices: virtual CPU devices of each; None: what is there.
     peer_timeout: seconds after which a process that is not heard of is lost.
@@ -36,6 +38,7 @@ def launch_local(
   """
   train = [sys.executable, "-m", "launch.cli", "train", f"--config={config}", f"--workdir={workdir}"]
   train += [f"--config.{name}={value}" for name, value in overrides.items()]
+  train += [f"--allow-changed={allow_changed}"] if allow_changed else []
 
   def commands() -> list[list[str]]:
     return [train] if processes == 1 else [train + place for place in places(processes, peer_timeout)]

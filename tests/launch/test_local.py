@@ -268,13 +268,20 @@ def test_names_and_values_arrive_as_they_are(tmp_path, monkeypatch):
   program = "import sys; from launch import cli; sys.executable = sys.argv.pop(1); sys.exit(cli.main(sys.argv[1:]))"
   for name, field in zip(HOSTILE, [*fields, "--config.seed=1"], strict=True):
     workdir, config = str(tmp_path / "runs" / name), f"configs/{name}.py"
-    arguments = ["launch", "--on=local", f"--config={config}", f"--workdir={workdir}", field]
+    arguments = [
+      "launch",
+      "--on=local",
+      f"--config={config}",
+      f"--workdir={workdir}",
+      field,
+      f"--allow-changed=a{name}",
+    ]
     done = subprocess.run(
       [sys.executable, "-c", program, str(python), *arguments], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == DONE
     given = json.loads((tmp_path / "echo.json").read_text())
-    assert given == ["-m", "launch.cli", "train", f"--config={config}", f"--workdir={workdir}", field]
+    assert given == ["-m", "launch.cli", "train", *arguments[2:]]
     assert (log_folder(workdir) / "process-0.log").exists()
   assert not list(tmp_path.rglob("pwned"))
 
