@@ -18,6 +18,7 @@ from flamingo_jax.interop.comparison import (
   compare_gradients,
   compare_outputs,
   equal,
+  finding,
   foreign_gradients,
   load,
   make_batch,
