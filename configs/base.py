@@ -62,6 +62,7 @@ def stream(**changes) -> dict:
     frames=1,  # F, frames a slot
     frames_per_second=1.0,  # 0: spread evenly over the clip
     pack=False,  # pairs: as many of them in a row as it has room for
+    prompt="",  # pairs: stands, unlearnt, before each caption, as "Output:"; {} in it: the text before the medium
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
     labels="text",  # what is learnt: all text; or "chunks": as OpenFlamingo, only from an image to its <EOC>
     flip=False,  # left-right flips; off where pictures show text
@@ -89,6 +90,7 @@ def flamingo() -> ConfigDict:
         cross_attention=cross_attention(),
         language=language.smollm2_135m(),
       ),
+      few_shot=few_shot(),  # benchmarks that each evaluation puts to the model too
     )
   )
 
@@ -112,6 +114,49 @@ def contrastive() -> ConfigDict:
     ),
   )
   return ConfigDict(config)
+
+
+def few_shot() -> dict:
+  """Few-shot benchmarks, and how they are evaluated (docs/evaluation.md)."""
+  return dict(
+    batch_size=8,  # queries, over all devices
+    context=2048,  # tokens that the language model was made for; prompts that are longer are refused
+    frames=30,  # of a film, at most; more than the resampler has embeddings for interpolate these (paper, A.3.2)
+    frames_per_second=3.0,  # 0: spread evenly over the clip
+    media_memory=8.0,  # GiB on each host for what the encoder saw
+    wordnet="",  # folder of WordNet's database, which only WUPS needs
+    benchmarks=dict(),  # name -> benchmark(...)
+  )
+
+
+def evaluation() -> ConfigDict:
+  """What `flamingo evaluate` reads."""
+  return ConfigDict(
+    few_shot()
+    | dict(
+      control="",  # or "image_blind", "shuffled_images", "shuffled_shots"
+      mesh=dict(replica=-1, fsdp=1, model=1),  # as in training
+      tokenizer=dict(path="", bos=0, eos=0),  # of an imported Flamingo: ids; path: where its folder has no tokenizer
+    )
+  )
+
+
+def benchmark(**changes) -> dict:
+  """One benchmark; `folder`, that of its data set, has no default."""
+  defaults = dict(
+    task="",  # a name of docs/evaluation.md; empty: the benchmark's own
+    split="",  # what is evaluated; empty: as in the paper; "development": the paper's development queries
+    shots=(0, 4, 8, 16, 32),
+    selection="random",  # for each query; or "fixed": the same for all; or "nearest": RICES
+    orders=1,  # of the shots, over which candidates' log-likelihoods are averaged; the paper's ensembles have 6
+    support=0,  # examples that shots are chosen from, of each class where there are classes; 0: as in the paper
+    queries=0,  # so many, drawn from the split; 0: all
+    seeds=(0,),  # of shots and orders; each is a setting of its own
+    beams=3,  # width of the search for an answer; 1: greedy
+    length_penalty=1.0,
+    new_tokens=32,  # of an answer, at most
+  )
+  return defaults | changes
 
 
 def resampler(**changes) -> dict:

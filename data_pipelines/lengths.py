@@ -8,7 +8,7 @@ import uuid
 import numpy as np
 
 from data_pipelines.schema import parse
-from data_pipelines.sequences import PAIR_MARKERS, pair_text
+from data_pipelines.sequences import PAIR_MARKERS, prompted
 from data_pipelines.shards import Shards, write_durably
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -17,43 +17,46 @@ RULES_VERSION = 2  # of what is counted; other rules count anew
 CHUNK = 1024  # records whose texts are held and tokenized at once
 
 
-def pair_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+def pair_lengths(shards: Shards, tokenizer: Tokenizer, prompt: str = "") -> np.ndarray:
   """Tokens of each pair's row before it is cut, int32 [records]; 0 where the record cannot be used.
 
-  Half of the captions get a space before them, which may change how many tokens they are: the larger number counts.
+  Without a prompt half of the captions get a space before them, which may change how many tokens they are: the larger
+  number counts.
 
-  They are kept as `lengths-<hash>.npy` beside the shards; the hash is of the shards' content, of the tokenizer and of
-  the rules by which was counted. Where the file is missing, damaged or cannot be written, they are counted again.
+  They are kept as `lengths-<hash>.npy` beside the shards; the hash is of the shards' content, of the tokenizer, of the
+  prompt and of the rules by which was counted. Where the file is missing, damaged or cannot be written, they are
+  counted again.
   """
-  key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}"
+  key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}{prompt}"
   path = shards.directory / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
   lengths = kept_lengths(path, len(shards))
   if lengths is None:
-    lengths = count_lengths(shards, tokenizer)
+    lengths = count_lengths(shards, tokenizer, prompt)
     keep_lengths(path, lengths)
   return lengths
 
 
-def count_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+def count_lengths(shards: Shards, tokenizer: Tokenizer, prompt: str) -> np.ndarray:
   """The same, from the records themselves."""
   lengths = np.zeros(len(shards), np.int32)
   for start in range(0, len(shards), CHUNK):
     indices = range(start, min(start + CHUNK, len(shards)))
-    texts = {index: text for index in indices if (text := usable_text(shards, index))}
-    for space in ("", " "):
-      encoded = tokenizer.encode_all([space + text for text in texts.values()])
-      for index, tokens in zip(texts, encoded, strict=True):
-        lengths[index] = max(lengths[index], len(tokens) + PAIR_MARKERS)
+    texts = {index: both for index in indices if (both := usable_texts(shards, index, prompt))[1]}
+    asked = tokenizer.encode_all([question for question, _ in texts.values()])
+    for space in (" ",) if prompt else ("", " "):
+      encoded = tokenizer.encode_all([space + caption for _, caption in texts.values()])
+      for index, before, tokens in zip(texts, asked, encoded, strict=True):
+        lengths[index] = max(lengths[index], len(before) + len(tokens) + PAIR_MARKERS)
   return lengths
 
 
-def usable_text(shards: Shards, index: int) -> str:
-  """The caption of a record; empty where there is none, or no medium, or no record."""
+def usable_texts(shards: Shards, index: int, prompt: str) -> tuple[str, str]:
+  """`prompted` of a record, empty where there is no medium, or no record."""
   try:
     example = parse(shards[index])
   except UserError:
-    return ""
-  return pair_text(example.texts) if example.media else ""
+    return "", ""
+  return prompted(example.texts, prompt) if example.media else ("", "")
 
 
 def kept_lengths(path: pathlib.Path, records: int) -> np.ndarray | None:

@@ -61,12 +61,18 @@ def read_medium(
   path: str, is_video: bool, image_size: int, frames: int, frames_per_second: float
 ) -> tuple[np.ndarray, np.ndarray]:
   """A file's pictures uint8 [F, H, W, 3] and which of them exist, bool [F]."""
+  encoded = read_file(path)
   try:
-    encoded = pathlib.Path(path).read_bytes()
     if not is_video:
       return decode_image(encoded, image_size)[None], np.ones(1, bool)
     return decode_clip(encoded, image_size, frames=frames, per_second=frames_per_second, span=(0.0, np.inf), start=0.0)
-  except OSError as error:
-    raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
   except MediaError as error:
     raise UserError(f"{path}: {error}. Give a PNG, JPEG, WebP or GIF picture, or an MP4, WebM or AVI video.") from error
+
+
+def read_file(path: str) -> bytes:
+  """All of a file. Raises UserError when it cannot be read."""
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(f"{path}: cannot be read ({error.strerror}).") from error

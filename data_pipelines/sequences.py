@@ -19,7 +19,7 @@ class Row:
 
   Attributes:
     tokens: int32, with markers.
-    loss_weights: float32; 0 on <BOS> and on media markers.
+    loss_weights: float32; 0 on <BOS>, on media markers and on a pair's prompt.
     media_index: int32, the media slot each token attends to; -1: none.
     media: which of the record's media fill slots 0, 1, ...
   """
@@ -33,15 +33,35 @@ class Row:
 PAIR_MARKERS = 4  # tokens of a pair beside its caption
 
 
+QUESTION = "{}"  # in a prompt: where a pair's question stands
+
+
 def pair_text(texts: Sequence[str]) -> str:
   """The caption of a pair, whichever side of its medium it stands on; may be empty."""
   return " ".join(text.strip() for text in texts).strip()
 
 
-def pair_row(caption: Sequence[int], tokenizer: Tokenizer, length: int) -> Row:
-  """`<BOS><image>caption<EOC><EOS>`; a caption too long is cut before its `<EOC>`, which then is missing."""
-  tokens = [tokenizer.bos, tokenizer.image, *caption, tokenizer.end_of_chunk, tokenizer.eos]
-  return make_row(tokens[:length], tokenizer, see_next=False)
+def prompted(texts: Sequence[str], prompt: str) -> tuple[str, str]:
+  """What a pair is asked, and what is learnt of it.
+
+  The latter is the caption; where the prompt asks the pair's own question, the text before its medium, it is the answer
+  after it. It is empty where there is no caption, or no question or no answer.
+  """
+  if QUESTION not in prompt:
+    return prompt, pair_text(texts)
+  question, answer = texts[0].strip(), pair_text(texts[1:])
+  return prompt.replace(QUESTION, question), answer if question else ""
+
+
+def pair_row(caption: Sequence[int], tokenizer: Tokenizer, length: int, prompt: Sequence[int] = ()) -> Row:
+  """`<BOS><image>prompt caption<EOC><EOS>`, where the prompt is not learnt.
+
+  A caption too long is cut before its `<EOC>`, which then is missing.
+  """
+  tokens = [tokenizer.bos, tokenizer.image, *prompt, *caption, tokenizer.end_of_chunk, tokenizer.eos]
+  row = make_row(tokens[:length], tokenizer, see_next=False)
+  row.loss_weights[2 : 2 + len(prompt)] = 0
+  return row
 
 
 def page_row(

@@ -27,7 +27,7 @@ from data_pipelines.media import Crop, MediaError, flip, jitter, pad_into, read_
 from data_pipelines.packing import NOBODY, Plan, make_plan
 from data_pipelines.randomness import draw, shuffled
 from data_pipelines.schema import Example, parse
-from data_pipelines.sequences import PAIR_MARKERS, Row, page_row, pair_row, pair_text
+from data_pipelines.sequences import PAIR_MARKERS, Row, page_row, pair_row, prompted
 from data_pipelines.sources import Schedule, Sources, make_schedule
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -55,6 +55,7 @@ class StreamConfig:
   frames: int = 1  # F, frames a slot
   frames_per_second: float = 1.0  # 0: spread evenly over the clip
   pack: bool = False  # pairs: as many of them in a row as it has room for
+  prompt: str = ""  # pairs: stands, unlearnt, before each caption, as "Output:"; {} in it: the text before the medium
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
   labels: str = "text"  # what is learnt: "text": all of it; "chunks": as OpenFlamingo, from an image to its <EOC>
   flip: bool = False  # left-right flips; off where pictures show text
@@ -94,6 +95,14 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
     ]
   if config.pack and config.layout != "pairs":
     faults.append(f"streams.{name}.pack is True, but layout is {config.layout!r}; only 'pairs' are packed.")
+  if config.prompt and config.layout != "pairs":
+    faults.append(
+      f"streams.{name}.prompt is {config.prompt!r}, but layout is {config.layout!r}; only 'pairs' have one."
+    )
+  if config.prompt != config.prompt.strip():
+    faults.append(
+      f"streams.{name}.prompt is {config.prompt!r}; leave out the spaces around it: one is put before the caption."
+    )
   if config.weight < 0:
     faults.append(f"streams.{name}.weight is {config.weight}; it is not negative.")
   if config.frames_per_second < 0:
@@ -121,7 +130,7 @@ class TextDraw:
   Attributes:
     start: of a page, in [0, 1), where the window starts among all its possible places.
     see_next: of a page, whether tokens attend to the next medium rather than to the previous one.
-    space: of a pair, whether a space stands before the caption.
+    space: of a pair, whether a space stands before the caption; with a prompt, one always does.
   """
 
   start: float = 0.0
@@ -225,7 +234,7 @@ class Stream:
     """How the records of each source share rows; of a stream that is not packed, none."""
     if not self.config.pack:
       return ()
-    lengths = [pair_lengths(part, self.tokenizer) for part in self.sources.parts]
+    lengths = [pair_lengths(part, self.tokenizer, self.config.prompt) for part in self.sources.parts]
     return tuple(make_plan(each, self.config.length, self.config.media) for each in lengths)
 
   @functools.cached_property
@@ -400,9 +409,18 @@ class Stream:
       raise MediaError("empty_text", example.source)
     if self.config.layout == "interleaved":
       return self.window(self.chunks(example), drawn, room)
+    return self.pair(example, drawn, room)
+
+  def pair(self, example: Example, drawn: TextDraw, room: int) -> Row:
+    """The tokens of a captioned medium; raises as `text` does."""
+    asked, caption = prompted(example.texts, self.config.prompt)
+    if not caption:
+      raise MediaError("empty_text", example.source)
     if not example.media or not room:
       raise MediaError("bad_record", example.source)
-    return pair_row(self.tokenizer.encode(" " * drawn.space + pair_text(example.texts)), self.tokenizer, room)
+    space = " " * (drawn.space or bool(asked))
+    encode = self.tokenizer.encode
+    return pair_row(encode(space + caption), self.tokenizer, room, encode(asked))
 
   def chunks(self, example: Example) -> list[list[int]]:
     """The tokens of a page's texts."""

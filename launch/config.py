@@ -35,12 +35,12 @@ def overridden(config: dict, overrides: dict[str, str], where: str) -> dict:
 
 def find_config(path: str) -> pathlib.Path:
   """The file itself, or the config of that name that comes with the package."""
-  for candidate in (pathlib.Path(path), PACKAGED / pathlib.Path(path).name):
+  given = pathlib.Path(path)
+  for candidate in (given, PACKAGED / pathlib.Path(*given.parts[given.parts[:1] == ("configs",) :])):
     if candidate.is_file():
       return candidate
-  known = ", ".join(
-    sorted(f"configs/{file.name}" for file in PACKAGED.glob("[!_]*.py") if "def get_config" in file.read_text())
-  )
+  files = (file for file in PACKAGED.rglob("[!_]*.py") if "def get_config" in file.read_text())
+  known = ", ".join(sorted(str(file.relative_to(PACKAGED.parent)) for file in files))
   raise UserError(f"{path}: no such config file. Those that come with flamingo_jax: {known}.")
 
 

@@ -52,6 +52,7 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
     add("--duplicates", default="drop", choices=("drop", "pictures", "keep"), help=_DUPLICATES)
     add("--picture-column" if kind == "pairs" else "--video-column", default="", help="the field of the medium")
   if kind == "pairs":
+    add("--question-column", default="", help="of tables, the field of what the text answers; none: it is a caption")
     add("--tfds", default="", help="the name of a TFDS builder that is prepared in --input")
     add("--split", default="train", help="of the builder (%(default)s)")
     add("--similarity-model", default="", help="work directory of a contrastive run, for --minimum-similarity")
@@ -111,6 +112,8 @@ def read_settings(kind: str, options: argparse.Namespace):
     raise UserError("--similarity-model: give --minimum-similarity too, such as 0.25.")
   if given.get("tfds") and not (options.picture_column and options.text_column):
     raise UserError("--tfds: give --picture-column and --text-column, the names of the builder's fields.")
+  if given.get("tfds") and options.question_column:
+    raise UserError("--question-column: it is of tables, and --tfds names a builder.")
   if options.pipeline_options and not options.pipeline_options[0].startswith("-"):
     raise UserError(
       f"{options.pipeline_options[0]}: not an option of Beam (those begin with -). The input is named by --input."
@@ -130,6 +133,7 @@ def read_settings(kind: str, options: argparse.Namespace):
       text=options.text_column,
       license=options.licence_column,
       video=given.get("video_column", ""),
+      question=given.get("question_column", ""),
     ),
     text=TextRules(options.shortest_text, options.longest_text, options.fewest_words, options.languages),
     picture=PictureRules(options.smallest_side, options.largest_aspect),

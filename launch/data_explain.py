@@ -108,7 +108,9 @@ def heading(explanation: Explanation, stream: Stream, title: str, step: int | No
     place = explanation.place
     packed = f", pair {place.slot + 1} of it, from token {place.start}" if config.pack else ""
     lines.append(f"step {step}: row {place.row} of the batch, position {place.position}{packed}")
-  if config.layout == "pairs":
+  if config.prompt:
+    lines.append(f"prompt {config.prompt!r}, without loss, and a space")
+  elif config.layout == "pairs":
     drawn = next(iter(explanation.draws.values()))
     space = f"{'a' if drawn.space else 'no'} space was drawn before the caption"
     either = "half of the times, training puts a space before the caption; here is none"

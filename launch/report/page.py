@@ -7,17 +7,16 @@ forbids the rest. Whatever the run read or wrote is escaped.
 import base64
 import io
 import itertools
-import pathlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from launch.report import curves
+from launch.report.templates import template
 
 SPECIAL = ("<image>", "<EOC>", "<BOS>", "<EOS>")
 MEDIA_COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#8e63ce", "#d1495b", "#2a9aa8", "#9a6b45", "#c2559d")
@@ -134,7 +133,8 @@ def render(report: Report) -> str:
   scripts, places = curves.embed([chart for group in charts.values() for chart in group])
   remaining = iter(places)  # Bokeh's own HTML, as the scripts are; it escapes what it was given
   placed = {name: [(chart, Markup(next(remaining))) for chart in group] for name, group in charts.items()}  # nosec B704
-  return _template().render(
+  filters = dict(number=_number, change=_change, direction=_direction, picture=picture, text_pieces=text_pieces)
+  return template("page.html.j2", **filters).render(
     report=report,
     charts=placed,
     scripts=Markup(scripts),  # nosec B704
@@ -146,6 +146,7 @@ def render(report: Report) -> str:
     skipped=skipped(metrics, streams) if metrics else [],
     total=ParameterRow("total", sum(r.trained for r in report.parameters), sum(r.frozen for r in report.parameters)),
     media_colors=MEDIA_COLORS,
+    stream_color=curves.stream_color,
   )
 
 
@@ -288,19 +289,3 @@ def _direction(value: float | None) -> str:
   if value is None or abs(value) <= NEGLIGIBLE:
     return "level"
   return "better" if value < 0 else "worse"
-
-
-def _template() -> jinja2.Template:
-  folder = pathlib.Path(__file__).parent
-  environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(folder),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(
-    number=_number, change=_change, direction=_direction, picture=picture, text_pieces=text_pieces
-  )
-  environment.globals["stream_color"] = curves.stream_color
-  return environment.get_template("page.html.j2")

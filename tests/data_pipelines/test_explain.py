@@ -98,6 +98,15 @@ def test_media_outside_the_window_are_told_from_those_beyond_the_slots(stream, p
   assert [medium.absent for medium in explain_all(made, 0, 0.99).media] == ["outside the window"] * 4
 
 
+def test_a_prompt_is_explained_as_it_is_read(stream, picture):
+  example = Example(("", "ab"), (picture(0),), "pairs/1", "CC0")
+  made = stream([example], layout="pairs", media=1, batch_size=8, prompt="x:")
+  explained = [explain_all(made, 0, 0.0), *(explain_place(made, 0, place) for place in places(made, 0, 1))]
+  assert {one.pieces for one in explained} == {(BOS, IMAGE, "x", ":", " ", "a", "b", EOC, EOS)}
+  assert {tuple(one.weights) for one in explained} == {(0, 0, 0, 0, 1, 1, 1, 1, 1)}
+  assert {one.whole for one in explained} == {8}
+
+
 @pytest.mark.parametrize("layout", ["interleaved", "pairs", "packed"])
 def test_a_step_is_explained_as_its_batch_has_it(stream, picture, layout):
   if layout == "interleaved":

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -279,6 +280,24 @@ def test_lengths_are_counted_once_for_a_tokenizer_and_the_content(stream, pairs,
   pair_lengths(read.sources.parts[0], load_tokenizer(other))
   pair_lengths(stream(spoiled(pairs, texts=("", "3: other"))).sources.parts[0], read.tokenizer)
   assert len(counted) == 2
+
+
+@pytest.mark.parametrize("prompt", ["Output:", "Question: {} Answer:"])
+def test_prompts_have_room_and_lengths_of_their_own(stream, pairs, prompt):
+  """A packed row holds each pair's prompt, and what is not usable under it takes no token."""
+  asked = [dataclasses.replace(pair, texts=("what? " * (i % 3), pair.texts[1])) for i, pair in enumerate(pairs)]
+  read = stream(asked, prompt=prompt, length=120, batch_size=1)
+  plain, encode = pair_lengths(read.sources.parts[0], read.tokenizer), read.tokenizer.encode
+  expected = []
+  for question, answer in (map(str.strip, pair.texts) for pair in asked):
+    before = prompt.replace("{}", question)
+    learnt = answer if "{}" in prompt else f"{question} {answer}".strip()
+    expected.append(len(encode(before)) + len(encode(" " + learnt)) + 4 if question or "{}" not in prompt else 0)
+  found = pair_lengths(read.sources.parts[0], read.tokenizer, prompt)
+  assert found.tolist() == expected != plain.tolist()
+  epoch = joined(take(read, read.epoch_rows))
+  documents_ = [each for row in range(read.epoch_rows) for each in documents(epoch, row) if len(each["tokens"])]
+  assert sorted(len(each["tokens"]) for each in documents_) == sorted(filter(None, expected))
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: b"", lambda data: b"nonsense" + data])

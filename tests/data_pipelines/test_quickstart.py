@@ -120,6 +120,22 @@ def test_what_is_complete_is_not_built_again(directory, capsys):
   assert "seen_in_training 3" in second
 
 
+def test_the_captions_are_a_benchmark_too_and_one_is_made_of_streams_that_were_there_before(directory, picture):
+  prepare(directory)
+  lines = (directory / "evaluation" / "captions.jsonl").read_text().splitlines()
+  rows = {row["captions"][0]: row for row in map(json.loads, lines)}
+  assert [row["split"] for row in rows.values()] == ["train"] * 4 + ["heldout"] * 2
+  pictures = {caption: (directory / "evaluation" / row["image"]).read_bytes() for caption, row in rows.items()}
+  assert pictures["About second.png"] == picture(2) and pictures["Stained tissue."] == picture(7)
+  assert sorted(rows["Stained tissue."]["candidates"]) == ["About own.png", "Stained tissue."]
+  streams = {path: path.stat().st_ino for path in (directory / "streams").rglob("*")}
+  shutil.rmtree(directory / "evaluation")
+  shutil.rmtree(directory / "downloads")
+  prepare(directory)
+  assert (directory / "evaluation" / "captions.jsonl").read_text().splitlines() == lines
+  assert {path: path.stat().st_ino for path in (directory / "streams").rglob("*")} == streams
+
+
 def change(path, **build):
   manifest = json.loads(path.read_bytes())
   manifest["build"].update(build)

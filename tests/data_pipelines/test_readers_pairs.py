@@ -166,6 +166,27 @@ def test_hugging_face_tables_hold_bytes_and_several_captions(built, root, pictur
   assert captions(examples) == ["A cat.", "A pet."]
 
 
+def test_questions_stand_before_their_picture_and_each_answer_is_a_pair(built, root, picture):
+  (root / "a.png").write_bytes(picture())
+  rows = [
+    dict(image="a.png", question=" What is it? ", answer=["a cat", "a pet"]),
+    dict(image="a.png", question="Where?", answer="on a mat"),
+    dict(image="a.png", question=" ", answer="nobody asked"),
+    dict(image="a.png", answer="nobody asked"),
+  ]
+  (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  manifest, examples = built("pairs", root, columns=Columns(text="answer", question="question"))
+  assert [example.texts for example in examples] == [
+    ("What is it?", "a cat"),
+    ("What is it?", "a pet"),
+    ("Where?", "on a mat"),
+  ]
+  assert [record["detail"] for record in manifest["errors"]["bad_document"]["records"]] == [
+    "no question among its fields image, question, answer",
+    "no question among its fields image, answer",
+  ]
+
+
 def test_rows_that_lack_something_are_named_with_their_fields(built, root, picture):
   (root / "a.png").write_bytes(picture())
   lines = [

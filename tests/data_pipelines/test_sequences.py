@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paper_rows import BOS, EOC, EOS, IMAGE, paper_row, windows
 
-from data_pipelines.sequences import page_row, pair_row
+from data_pipelines.sequences import page_row, pair_row, prompted
 
 CHUNKS = st.lists(st.lists(st.integers(1, 259), max_size=5), min_size=1, max_size=8)
 LENGTHS, SLOTS = st.integers(4, 40), st.integers(1, 5)
@@ -131,3 +131,34 @@ def test_a_pair_is_an_image_its_caption_and_both_ends(tokenizer, caption, length
   assert row.loss_weights.tolist() == [0, 0, *[1] * (len(caption) + 2)][:length]
   assert row.media_index.tolist() == [-1, *[0] * (len(caption) + 3)][:length]
   assert row.media == (0,)
+
+
+@given(st.lists(st.integers(1, 259), max_size=12), st.lists(st.integers(1, 259), max_size=12), st.integers(4, 16))
+@settings(deadline=None)
+def test_a_prompt_stands_before_the_caption_and_is_not_learnt(tokenizer, prompt, caption, length):
+  row = pair_row(caption, tokenizer, length, prompt)
+  whole = [BOS, IMAGE, *prompt, *caption, EOC, EOS]
+  learnt = [0, 0, *[0] * len(prompt), *[1] * len(caption), 1, 1]
+  assert readable(tokenizer, row.tokens) == whole[:length]
+  assert row.loss_weights.tolist() == learnt[:length]
+  assert row.media_index.tolist() == [-1, *[0] * (len(whole) - 1)][:length]
+
+
+@pytest.mark.parametrize(
+  ("texts", "prompt", "asked", "learnt"),
+  [
+    (("", " a cat "), "", "", "a cat"),
+    (("a", "cat"), "", "", "a cat"),
+    (("", " a cat "), "Output:", "Output:", "a cat"),
+    (("a cat", ""), "Output:", "Output:", "a cat"),
+    ((" what is it? ", " a cat "), "Question: {} Answer:", "Question: what is it? Answer:", "a cat"),
+    (("is {} Python?", "yes"), "{}", "is {} Python?", "yes"),
+  ],
+)
+def test_what_is_asked_and_what_is_learnt(texts, prompt, asked, learnt):
+  assert prompted(texts, prompt) == (asked, learnt)
+
+
+@pytest.mark.parametrize("texts", [("", "a cat"), ("what is it?", " "), ("a cat",)])
+def test_nothing_is_learnt_without_both_question_and_answer(texts):
+  assert prompted(texts, "Question: {} Answer:")[1] == ""

@@ -15,6 +15,9 @@ from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream, StreamConfig, check_stream, mixture
 from flamingo_jax.errors import UserError
+from flamingo_jax.evaluation.prompts import EndOfChunk, Medium, completed
+from flamingo_jax.evaluation.tasks.example import Example as EvaluatedExample
+from flamingo_jax.evaluation.tasks.shots import caption_shot, question_shot
 
 SIZE = 16  # of pictures, pixels
 FULL_COLOUR = dict(flip=True, colour=0.3, crop=0.7)  # all randomness of pixels at once
@@ -542,6 +545,40 @@ def test_half_of_the_captions_have_a_space_before_them(stream, pairs):
   assert 30 <= starts.count(" ") <= 70
 
 
+QUESTION = "Question: {} Answer:"
+
+
+def evaluated(shot, tokenizer):
+  """The tokens of a shot as evaluation has it, a document of its own."""
+  special = {Medium: [tokenizer.image], EndOfChunk: [tokenizer.end_of_chunk]}
+  pieces = [special.get(type(piece)) or tokenizer.encode(piece.text) for piece in completed(shot)]
+  return [tokenizer.bos, *itertools.chain.from_iterable(pieces), tokenizer.eos]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("prompt", "shot"), [("Output:", caption_shot), (QUESTION, question_shot)])
+def test_a_prompted_pair_is_the_shot_of_an_evaluation_and_its_answer_alone_is_learnt(
+  stream, picture, tokenizer, prompt, shot, training
+):
+  question, answer = (" what is the thing?", "the cat on the mat. ") if prompt == QUESTION else ("", " The theme ")
+  read = stream([Example((question, answer), (picture(0),), "x/0", "CC0")], prompt=prompt, length=80, training=training)
+  expected = evaluated(shot(EvaluatedExample("0", Medium(""), (answer.strip(),), question=question.strip())), tokenizer)
+  rows = joined(take(read, 1))
+  for tokens, weights, segments in zip(rows["tokens"], rows["loss_weights"], rows["segments"], strict=True):
+    assert tokens[segments == 1].tolist() == expected
+    assert tokenizer.decode(tokens[weights > 0]) == f" {answer.strip()}"
+    assert weights.sum() == len(tokenizer.encode(f" {answer.strip()}")) + 2  # <EOC> and <EOS>
+
+
+def test_a_question_without_an_answer_is_an_empty_row(stream, picture, faults_of):
+  whole = Example(("what?", "it"), (picture(0),), "x/0", "CC0")
+  lacking = [dataclasses.replace(whole, texts=texts) for texts in (("what?", " "), ("", "it"))]
+  read = stream([whole, *lacking], prompt=QUESTION, batch_size=3, length=80)
+  [batch] = take(read, 1)
+  assert faults_of(batch) == {"empty_text": 2}
+  assert (batch["segments"] > 0).any(axis=1).sum() == 1
+
+
 def test_held_out_pairs_do_not_depend_on_the_seed(stream, pairs):
   settings = dict(training=False, **FULL_COLOUR)
   first, second = (list(stream(pairs, seed=seed, **settings).rows()) for seed in (3, 4))
@@ -597,6 +634,9 @@ def test_a_mixture_is_the_same_batch_of_every_stream(stream, pairs, pages):
     (dict(weight=-1.0), ["streams.web.weight is -1.0"]),
     (dict(frames_per_second=-1.0), ["streams.web.frames_per_second is -1.0"]),
     (dict(maximum_skipped=1.5), ["streams.web.maximum_skipped is 1.5"]),
+    (dict(prompt="Output:"), []),
+    (dict(prompt="Output: "), ["streams.web.prompt is 'Output: '; leave out the spaces"]),
+    (dict(prompt="Output:", layout="interleaved"), ["streams.web.prompt is 'Output:', but layout is 'interleaved'"]),
     (dict(source=("a", "b"), shares=(3, 1)), []),
     (dict(source=("a", "b")), []),
     (dict(source=()), ["streams.web.source is empty"]),

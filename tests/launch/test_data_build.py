@@ -59,6 +59,11 @@ def test_options_reach_the_build(folder):
     ("build-pairs", ["--input=in", "--similarity-model=run"], "--similarity-model: give --minimum-similarity too"),
     ("build-pairs", ["--input=in", "--similarity-model=run", "--minimum-similarity=0.2"], "run/config.json: missing"),
     ("build-pairs", ["--input=in", "--tfds=coco"], "--tfds: give --picture-column and --text-column"),
+    (
+      "build-pairs",
+      ["--input=in", "--tfds=coco", "--picture-column=a", "--text-column=b", "--question-column=c"],
+      "--question-column: it is of tables",
+    ),
     ("build-pages", ["--input=in", "--most-errors=2"], "--most-errors is 2.0; it is a share, from 0 to 1"),
     ("build-pages", ["--input=in", "folder"], "folder: not an option of Beam"),
     ("build-pages", ["--input=in", "--minimum-similarity=0.5", "--runner=Nobody"], "--runner=Nobody: "),

@@ -16,6 +16,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import content_hash, save_model
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.parameters import flat
+from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.training.checkpoints import About, Checkpoints
 from flamingo_jax.training.loop import TrainingConfig, check_parameters
@@ -23,6 +24,7 @@ from flamingo_jax.training.step import State, split_shapes
 from launch.config import load_config
 from launch.experiment import read_experiment
 from launch.importing import import_checkpoint
+from launch.pretrained import at_size
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIGS = [path for path in sorted(ROOT.glob("configs/[!_]*.py")) if "def get_config" in path.read_text()]
@@ -150,6 +152,7 @@ def changed(config: dict, path: str, value) -> dict:
     ("streams.videos.medium", "audio"),
     ("streams.captions.crop", 0.0),
     ("streams.captions.weight", -1.0),
+    ("streams.captions.prompt", " Output:"),
     ("streams.captions.length", 3),
     ("streams.captions.source", 7),
     ("streams.captions.source", ()),
@@ -177,8 +180,13 @@ def test_settings_that_do_not_fit_are_named_together(tiny):
 def test_a_contrastive_run_reads_pairs_no_longer_than_its_text_tower():
   config = load_config("configs/quickstart_vision.py", {})
   config["streams"]["pages"] = STREAM | dict(layout="interleaved", length=200)
+  config["streams"]["captions"]["prompt"] = "Output:"
   faults = faults_of(config)
-  assert [fault.split(" is ")[0] for fault in faults] == ["streams.pages.layout", "streams.pages.length"]
+  assert [fault.split(" is ")[0] for fault in faults] == [
+    "streams.captions.prompt",
+    "streams.pages.layout",
+    "streams.pages.length",
+  ]
 
 
 @pytest.mark.parametrize("name", ["tiny", "quickstart_vision"])
@@ -289,6 +297,12 @@ def test_at_another_size_only_the_position_embeddings_are_stretched(parts):
   corners = np.corrcoef(stretched[0, 0], original[0, 0])[0, 1], np.corrcoef(stretched[-1, -1], original[-1, -1])[0, 1]
   assert min(corners) > 0.8
   assert all(np.array_equal(frozen.start[path], array) for path, array in vision.items() if path != table)
+
+
+def test_an_encoder_without_positions_is_the_same_at_any_size():
+  tower = dict(kernel=np.zeros((2, 3), np.float32))
+  made_with = dataclasses.asdict(NfnetConfig(image_size=320))
+  assert at_size(tower, made_with, NfnetConfig(image_size=480)) == tower
 
 
 def test_trained_embeddings_begin_from_the_language_models(parts):

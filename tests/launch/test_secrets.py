@@ -72,7 +72,8 @@ def test_what_an_exception_quotes_is_hidden(kind, monkeypatch, capsys):
   def run(options):
     raise kind(f"{LEAKY} answers 401 to my-key-of-wandb")
 
-  assert cli.exit_code(types.SimpleNamespace(run=run, verb="train"))
+  monkeypatch.setitem(cli.RUN, "train", run)
+  assert cli.exit_code(types.SimpleNamespace(verb="train"))
   said = capsys.readouterr().err
   assert "answers 401" in said and SECRET not in said and "my-key-of-wandb" not in said
 
@@ -82,7 +83,7 @@ def test_a_model_card_hides_what_an_older_config_holds(experiment, tmp_path, mon
   monkeypatch.setattr(
     "launch.model_card.source_card", lambda part, source: dict(part=part, source=source, origin=source)
   )
-  trained = Trained({}, 3, {})
+  trained = Trained({}, 3, {}, ())
   card = make_card("orbax", f"a run of key-in-the-environment, {LEAKY}", experiment, trained, {})
   write_card(tmp_path, card, render_card(card, experiment.model))
   assert_clean(tmp_path)

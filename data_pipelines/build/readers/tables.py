@@ -11,6 +11,7 @@ from data_pipelines.build.readers.fields import (
   license_field,
   picture_field,
   similarity_field,
+  text_field,
   with_similarity,
 )
 from data_pipelines.build.readers.rows import Row, read_rows, split
@@ -28,15 +29,17 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
 
 
 def pairs(name: str, row: Row, source: Source, folder: pathlib.Path) -> Iterator[Document | Fault]:
-  """One pair for each caption of a row, which may be a text or a list of texts."""
+  """One pair for each caption of a row, a text or a list of texts; a question stands before the picture."""
   columns = source.settings.columns
   captions = first_field(row, (columns.text,) if columns.text else TEXT_FIELDS)
   medium = picture_field(row, columns.picture, folder, source)
   captions = [captions] if isinstance(captions, str) else captions
-  if medium is None or not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-    wanted = "picture" if medium is None else "caption"
-    yield Fault("bad_document", name, f"no {wanted} among its fields {', '.join(map(str, row))}"[:400])
+  question = (text_field(row, (columns.question,)).strip(),) if columns.question else ()
+  texts = isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
+  found = dict(picture=medium is not None, caption=texts, question=all(question))
+  if lacking := [part for part, there in found.items() if not there]:
+    yield Fault("bad_document", name, f"no {lacking[0]} among its fields {', '.join(map(str, row))}"[:400])
     return
   license = license_field(row, columns.license)
   for caption in captions:
-    yield Document((with_similarity(medium, similarity_field(row)), caption), name, license)
+    yield Document((*question, with_similarity(medium, similarity_field(row)), caption), name, license)

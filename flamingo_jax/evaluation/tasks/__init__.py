@@ -1,4 +1,4 @@
-"""The sixteen benchmarks of the paper, and ImageNet and Kinetics700: a table from name to task."""
+"""The sixteen benchmarks of the paper, ImageNet and Kinetics700, and two on pictures of one's own: a table by name."""
 
 import dataclasses
 import itertools
@@ -13,6 +13,7 @@ from flamingo_jax.evaluation.tasks import (
   hateful_memes,
   karpathy,
   photographs,
+  pictures,
   rareact,
   scoring,
   shots,
@@ -178,6 +179,16 @@ TASKS = {
   ),
   "imagenet": _classifying(classification.read_imagenet, "top-1", scoring.top_1),
   "kinetics": _classifying(classification.read_kinetics, "mean of top-1 and top-5", scoring.top_1_and_5),
+  "pictures": _captioning(pictures.read_pictures, pictures.SPLITS, "heldout"),
+  "matching": Task(
+    read=pictures.read_matching,
+    splits=pictures.SPLITS,
+    query="heldout",
+    shot=shots.class_shot,
+    score=scoring.top_1,
+    metric="top-1",
+    ranked=True,
+  ),
 }
 
 
@@ -229,7 +240,9 @@ class Subsets:
   development_queries: tuple[Example, ...] = ()
 
 
-def draw_subsets(name: str, examples: Sequence[Example], *, seed: int, support: int | None = None) -> Subsets:
+def draw_subsets(
+  name: str, examples: Sequence[Example], *, seed: int, support: int | None = None, development: bool = True
+) -> Subsets:
   """Random subsets of a benchmark's training examples, of the paper's sizes; they do not depend on the examples' order.
 
   Args:
@@ -237,13 +250,14 @@ def draw_subsets(name: str, examples: Sequence[Example], *, seed: int, support: 
     examples: of its support split.
     seed: of the draw.
     support: support examples, of each class if the benchmark is one of classification; None: as many as the paper has.
+    development: whether those of design decisions are drawn as well; the support set is the same either way.
 
   Raises:
     UserError: there are not enough.
   """
   task = TASKS[name]
   size = support or (SUPPORT_OF_CLASS if task.by_class else SUPPORT)
-  sizes = [size, size, task.development_queries] if task.development_queries else [size]
+  sizes = [size, size, task.development_queries] if development and task.development_queries else [size]
   ids = [example.id for example in examples]
   if task.by_class:
     places = drawn_by_class(ids, [example.label for example in examples], sum(sizes), seed=seed)

@@ -11,7 +11,7 @@ def caption_shot(example: Example) -> Shot:
 
 
 def class_shot(example: Example) -> Shot:
-  """The same with the name of the class."""
+  """The same with the name of the class, or another right candidate."""
   return _shot(example, "Output:", _right_option(example))
 
 

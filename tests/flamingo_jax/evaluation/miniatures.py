@@ -250,10 +250,33 @@ def kinetics(folder: pathlib.Path) -> None:
     media(folder, *(f"{split}/{name}_{start:06d}_{end:06d}.mp4" for _, name, start, end, _ in rows))
 
 
+def pictures(folder: pathlib.Path) -> None:
+  captions = ["A red square.", "A blue square.", "A red circle.", "A blue circle."]
+  rows = [
+    dict(
+      id=f"{split}{number}",
+      image=f"{split}/{number}.png",
+      split=split,
+      captions=[captions[number], "One shape"],
+      candidates=captions,
+      label=number,
+      licence="CC0-1.0",
+    )
+    for split in ("train", "heldout")
+    for number in (0, 1)
+  ]
+  write(folder, "captions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+  media(folder, *(row["image"] for row in rows))
+
+
+def matching(folder: pathlib.Path) -> None:
+  pictures(folder)
+
+
 WRITERS = {
   writer.__name__: writer
   for writer in (
     *(coco, flickr30k, vatex, youcook2, vqav2, okvqa, textvqa, vizwiz, msvdqa, msrvttqa, ivqa, nextqa, star, visdial),
-    *(hateful_memes, rareact, imagenet, kinetics),
+    *(hateful_memes, rareact, imagenet, kinetics, pictures, matching),
   )
 }

@@ -33,6 +33,8 @@ PROMPTS = {  # of the support split's first example, completed; of RareAct, whic
   "rareact": "<image>Caption:",
   "imagenet": "<image>Output: tench<EOC>",
   "kinetics": "<image>Output: zumba<EOC>",
+  "pictures": "<image>Output: A red square.<EOC>",
+  "matching": "<image>Output: A red square.<EOC>",
 }
 FIRST_MEDIUM = {
   "coco": "train2014/COCO_train2014_000000000000.jpg",
@@ -53,6 +55,8 @@ FIRST_MEDIUM = {
   "rareact": ("rareact/7frRY7aGwMU.mp4", 50.0, 60.0),
   "imagenet": "ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_1.JPEG",
   "kinetics": "train/-5RT9hI8L2I_000015_000025.mp4",
+  "pictures": "train/0.png",
+  "matching": "train/0.png",
 }
 
 
@@ -69,8 +73,8 @@ def support_of(name: str, folders: pathlib.Path):
   return read_split(name, folders / name, TASKS[name].support or "all").examples
 
 
-def test_the_sixteen_benchmarks_and_two_of_classification_are_there():
-  assert set(TASKS) == set(WRITERS) == set(PROMPTS) and len(TASKS) == 18
+def test_the_sixteen_benchmarks_two_of_classification_and_two_of_ones_own_pictures_are_there():
+  assert set(TASKS) == set(WRITERS) == set(PROMPTS) and len(TASKS) == 20
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -196,6 +200,51 @@ def test_subsets_of_classification_are_of_each_class():
   assert len({example.id for part, _ in parts for example in part}) == 3 * 74
 
 
+def own_pictures(folder: pathlib.Path, *changes: dict, lacking: str = "") -> None:
+  """captions.jsonl of the miniature's first record, once for each of the changes, under another id."""
+  WRITERS["pictures"](folder)
+  first = json.loads((folder / "captions.jsonl").read_text().splitlines()[0])
+  rows = [first | dict(id=str(number)) | change for number, change in enumerate(changes)]
+  rows = [{field: value for field, value in row.items() if field != lacking} for row in rows]
+  write(folder, "captions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_candidates_are_needed_to_match_but_not_to_describe(tmp_path):
+  own_pictures(tmp_path, {}, lacking="candidates")
+  [example] = read_split("pictures", tmp_path, "train").examples
+  assert (example.references, example.options, example.label) == (("A red square.", "One shape"), (), None)
+  with pytest.raises(UserError, match="record 0 lacks 'candidates'"):
+    read_split("matching", tmp_path, "train")
+
+
+def test_all_faults_of_ones_own_pictures_are_told_together(tmp_path):
+  changes = {
+    "": {},
+    "split 'test'; train or heldout is expected": dict(split="test"),
+    "captions []; a list of texts is expected": dict(captions=[]),
+    "captions 'A square.'; a list of texts is expected": dict(captions="A square."),
+    "captions ['a', ' ']; a list of texts is expected": dict(captions=["a", " "]),
+    "label 4; the place of a candidate is expected, 0 to 3": dict(label=4),
+    "label True; the place of a candidate is expected": dict(label=True),
+    "two candidates are 'a'": dict(candidates=["a", "a"], label=0),
+    f"there is no {tmp_path / 'train' / 'no.png'}": dict(image="train/no.png"),
+    "(0) has the id of record 0; ids must differ": dict(id="0", split="heldout"),
+  }
+  own_pictures(tmp_path, *changes.values())
+  with pytest.raises(UserError) as error:
+    read_split("pictures", tmp_path, "train")
+  heading, *lines = str(error.value).splitlines()
+  assert heading == f"{tmp_path / 'captions.jsonl'}: 9 faults."
+  assert all(text in line for text, line in zip(list(changes)[1:], lines, strict=True))
+
+
+def test_a_split_without_a_picture_is_a_fault(tmp_path):
+  own_pictures(tmp_path, dict(split="heldout"))
+  with pytest.raises(UserError, match="no record is of split 'train'"):
+    read_split("pictures", tmp_path, "train")
+  assert len(read_split("pictures", tmp_path, "heldout").examples) == 1
+
+
 def test_films_that_vanished_are_told_but_pictures_must_be_there(folders, tmp_path):
   WRITERS["vatex"](tmp_path / "vatex")
   next((tmp_path / "vatex" / "videos").glob("film-000004*")).unlink()
@@ -266,6 +315,10 @@ def test_faults_are_told_together_and_counted(tmp_path):
       "without gaps",
     ),
     ("imagenet", "LOC_synset_mapping.txt", "n01440764\n", "line 1 names no class"),
+    ("pictures", "captions.jsonl", "{}", "record 0 lacks 'split'"),
+    ("pictures", "captions.jsonl", '{"split": "train"}', "record 0 lacks 'image'"),
+    ("pictures", "captions.jsonl", "{}\nno", "captions.jsonl, line 2: not readable as JSON"),
+    ("pictures", "captions.jsonl", "", "it holds no examples"),
     ("star", "STAR_train.json", [{"question_id": "a", "choices": []}], "record 0 lacks 'video_id'"),
   ],
 )
@@ -296,3 +349,5 @@ def test_what_is_not_there_is_named(tmp_path):
     read_split("coco", tmp_path / "none", "test")
   with pytest.raises(UserError, match=r"dataset_coco\.json: there is no such file\. It comes from Karpathy's"):
     read_split("coco", tmp_path, "test")
+  with pytest.raises(UserError, match=r"captions\.jsonl: there is no such file\. It comes from `flamingo quickstart"):
+    read_split("pictures", tmp_path, "heldout")
