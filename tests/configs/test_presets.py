@@ -1,5 +1,6 @@
 """The presets are whole, and describe the models that they are named after."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -10,6 +11,9 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from configs import language, published, vision
+from flamingo_jax.evaluation.prompts import Medium, Text
+from flamingo_jax.evaluation.tasks import TASKS
+from flamingo_jax.evaluation.tasks.example import Example
 from flamingo_jax.interop.language_rules import read_config
 from flamingo_jax.interop.vision_rules import (
   config_from_clip,
@@ -23,6 +27,7 @@ from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import parameter_shardings
 from flamingo_jax.planning.parameters import Comparison, compare, parameter_counts
+from flamingo_jax.training.loop import check_fit
 from launch.config import PACKAGED, load_config
 from launch.experiment import Experiment, read_experiment
 
@@ -167,6 +172,38 @@ def test_vision_encoders_are_what_an_import_of_them_describes():
   )
   nfnet = dict(architecture="dm_nfnet_f6", pretrained_cfg=dict(input_size=(3, 320, 320)))
   assert NfnetConfig(**vision.nfnet_f6()) == config_from_timm(nfnet)
+
+
+@pytest.mark.parametrize(("name", "before"), [("finetune_coco", "flamingo_80b"), ("finetune_quickstart", "quickstart")])
+def test_fine_tuning_trains_the_vision_encoder_of_a_preset_at_a_larger_size_and_nothing_else_is_another(name, before):
+  tuned, original = experiment(name), experiment(before)
+  rows, known = comparison(name), comparison(before)
+  assert tuned.model.vision.image_size > original.model.vision.image_size
+  smaller = dataclasses.replace(tuned.model.vision, image_size=original.model.vision.image_size)
+  assert dataclasses.replace(tuned.model, vision=smaller) == original.model
+  more = 12**2 - 8**2 if name == "finetune_quickstart" else 0  # positions; an NFNet has none
+  for part in rows.keys() - {"total", "vision encoder"}:
+    assert (rows[part].trained, rows[part].frozen) == (known[part].trained, known[part].frozen)
+  assert rows["vision encoder"].count - known["vision encoder"].count == more * tuned.model.vision.width
+  assert (rows["vision encoder"].trained, rows["vision encoder"].frozen) == (rows["vision encoder"].count, 0)
+  assert rows["language model"].trained == 0
+
+
+@pytest.mark.parametrize("name", ["finetune_coco", "finetune_quickstart"])
+def test_fine_tuning_is_the_papers(name):
+  """Appendix B.2.2, and the prompt of the benchmark that is evaluated afterwards; the quickstart's rate is its own."""
+  run = experiment(name)
+  [stream] = run.stream_configs.values()
+  assert stream.batch_size in (8, 16)
+  assert run.training.optimizer.schedule == "exponential"
+  assert run.start.endswith("flamingo_80b" if name == "finetune_coco" else "runs/quickstart/flamingo")
+  query = TASKS["coco"].shot(Example("0", Medium("")))
+  assert query.given == (Medium(""), Text(stream.prompt))
+  if name == "finetune_coco":
+    assert run.model.vision.image_size == 480
+    assert 3e-8 <= run.training.optimizer.learning_rate <= 1e-5
+    for devices in (64, 256):
+      check_fit(run.objective(), run.training, run.rows, devices)
 
 
 @pytest.mark.parametrize("name", GATED_LAYERS)
