@@ -213,11 +213,10 @@ class EvaluationProgress:
 
 def scores_table(scores: list[dict]) -> Table:
   """Scores as the paper gives them, times 100."""
-  shown = Table("benchmark", "shots", "chosen", "seed", "control", "metric", "score", "95% interval", "queries")
+  shown = Table("setting", "metric", "score", "95% interval", "queries")
   for line in scores:
     known = line["score"] is not None
     score = f"{100 * line['score']:.1f}" if known else "answers kept back"
     interval = f"{100 * line['low']:.1f} to {100 * line['high']:.1f}" if known else ""
-    how = (str(line["shots"]), line["selection"], str(line["seed"]), line["control"])
-    shown.add_row(line["benchmark"], *how, line["metric"], score, interval, str(line["examples"]))
+    shown.add_row(line["setting"], line["metric"], score, interval, str(line["examples"]))
   return shown

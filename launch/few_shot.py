@@ -84,7 +84,7 @@ def make_model(config: FlamingoConfig, parameters: Parameters, tokenizer: Tokeni
     few_shot: what is done at once, and how films are read.
   """
   frames = few_shot.frames if config.resampler is not None and config.resampler.frames else 1
-  limits = Limits(few_shot.batch_size, few_shot.context, few_shot.media_memory)
+  limits = Limits(few_shot.batch_size, frames, few_shot.context, few_shot.media_memory)
   size, rate = config.vision.image_size, few_shot.frames_per_second
   return Model(config, parameters, tokenizer, lambda medium: read_frames(medium, size, frames, rate), limits)
 

@@ -153,7 +153,8 @@ class Model:
       return {}
     seen = iter(self.sight.features([medium for row in rows for medium in row]))
     features = [[next(seen) for _ in row] for row in rows]
-    frames = max(len(medium) for row in features for medium in row)
+    # A frame's temporal embedding depends on how many the slot has, so all films have slots of the same length.
+    frames = self.limits.frames if any(len(medium) > 1 for row in features for medium in row) else 1
     some = next(medium for row in features for medium in row)
     media = np.zeros((len(rows), slots, frames, *some.shape[1:]), some.dtype)
     mask = np.zeros(media.shape[:3], bool)
@@ -172,11 +173,13 @@ class Limits:
 
   Attributes:
     rows: prompts, over all devices.
+    frames: of a film, at most.
     context: tokens of the longest prompt with its answer that the language model was made for.
     media_memory: GiB of features that are kept on each host.
   """
 
   rows: int
+  frames: int
   context: int
   media_memory: float
 
