@@ -1,8 +1,11 @@
+import jax
 import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.inference.beam import Beams
 from flamingo_jax.inference.generate import generate
+from flamingo_jax.inference.sampling import Sampling
 
 NEW, LENGTH, ROWS = 5, 10, 3
 
@@ -15,8 +18,8 @@ def prompts(make_batch):
   return {name: array for name, array in batch.items() if name != "loss_weights"}
 
 
-def write(tiny, parameters, prompts, stop=(), forbidden=()) -> list[list[int]]:
-  rows = generate(tiny, parameters, prompts, new_tokens=NEW, stop=stop, forbidden=forbidden)
+def write(tiny, parameters, prompts, stop=(), forbidden=(), new_tokens=NEW, **how) -> list[list[int]]:
+  rows = generate(tiny, parameters, prompts, new_tokens=new_tokens, stop=stop, forbidden=forbidden, **how)
   return [[int(token) for token in row] for row in rows]
 
 
@@ -90,3 +93,53 @@ def test_a_prompt_without_a_token_is_refused(tiny, parameters, prompts):
   segments[1] = 0
   with pytest.raises(UserError, match="The prompt is empty"):
     write(tiny, parameters, prompts | {"segments": segments})
+
+
+@pytest.mark.parametrize("narrow", [dict(top_k=1), dict(top_p=1e-6)])
+def test_a_draw_from_one_token_is_the_most_likely_one(tiny, parameters, prompts, greedy, narrow):
+  key = jax.random.key(5)
+  assert write(tiny, parameters, prompts, how=Sampling(temperature=3.0, **narrow), key=key) == greedy
+  assert write(tiny, parameters, prompts, how=Sampling(temperature=3.0), key=key) != greedy
+
+
+def test_the_seed_settles_what_is_drawn(tiny, parameters, prompts):
+  def drawn(seed: int) -> list[list[int]]:
+    return write(tiny, parameters, prompts, how=Sampling(temperature=2.0), key=jax.random.key(seed))
+
+  assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_a_single_beam_is_greedy_writing(tiny, parameters, prompts, greedy):
+  assert write(tiny, parameters, prompts, how=Beams(1)) == greedy
+
+
+def test_a_wide_search_finds_the_best_of_all_pairs(tiny, parameters, prompts, greedy, logits):
+  vocabulary = tiny.language.vocabulary + tiny.language.extra_tokens
+  limits = dict(new_tokens=2, forbidden=(greedy[1][1],))  # without it the best pairs are the greedy ones
+  found = write(tiny, parameters, prompts, how=Beams(vocabulary // 2), **limits)
+  best = []
+  for row in range(ROWS):
+    length = int((prompts["segments"][row] > 0).sum())
+    text = {name: np.zeros((vocabulary, LENGTH + 1), np.int32) for name in ("tokens", "segments", "media_index")}
+    for name, array in text.items():
+      array[:, :length] = prompts[name][row, :length]
+    text["tokens"][:, length], text["segments"][:, length] = np.arange(vocabulary), 1  # one row for each first token
+    text["media_index"][:, length] = text["media_index"][:, length - 1]
+    own = {name: np.repeat(prompts[name][row : row + 1], vocabulary, axis=0) for name in ("media", "media_mask")}
+    scores = np.array(jax.nn.log_softmax(logits(parameters, text | own)))
+    scores[:, :, limits["forbidden"]] = -np.inf
+    pairs = scores[0, length - 1][:, None] + scores[:, length]
+    best.append([int(token) for token in np.unravel_index(pairs.argmax(), pairs.shape)])
+  assert found == best
+  assert found != write(tiny, parameters, prompts, **limits)
+
+
+def test_a_length_penalty_above_zero_favours_longer_rows(tiny, parameters, prompts, greedy):
+  stop = tuple({row[1] for row in greedy})
+
+  def lengths(penalty: float) -> list[int]:
+    return [len(row) for row in write(tiny, parameters, prompts, stop=stop, how=Beams(3, length_penalty=penalty))]
+
+  short, long = lengths(-8.0), lengths(8.0)
+  assert all(few <= many for few, many in zip(short, long, strict=True))
+  assert sum(short) < sum(long)
