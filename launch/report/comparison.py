@@ -21,7 +21,7 @@ from launch.report.scores import change, direction, percent
 from launch.report.templates import template, write_page
 
 MOST_SHOWN = 24  # examples of a setting in the page
-EACH_WAY = 10  # of these, at most so many that improved, and as many that got worse, before any others
+EACH_WAY = 10  # of these so many that improved most, and as many that got worse most, before the next by change
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Two evaluations side by side, in a real browser that is cut off from any network."""
 
 import dataclasses
+import io
 import itertools
 import pathlib
 
@@ -134,8 +135,8 @@ def test_filters_show_what_only_one_got_right(browser, two):
     assert cards.count() == MOST_SHOWN
     for label, only in (("only A right", right_a - right_b), ("only B right", right_b - right_a)):
       section.get_by_label(label).check()
-      assert len(ids(cards)) == EACH_WAY and set(ids(cards)) < only
-      assert f"{EACH_WAY} of {len(only)}" in section.locator("label", has_text=label).inner_text()
+      assert EACH_WAY <= len(ids(cards)) < MOST_SHOWN and set(ids(cards)) < only
+      assert f"{len(ids(cards))} of {len(only)}" in section.locator("label", has_text=label).inner_text()
     assert shown.locator("#setting-1 article:visible").count() == 20  # each setting has its own filter
     section.get_by_label("all").check()
     assert cards.count() == MOST_SHOWN
@@ -168,7 +169,7 @@ def test_both_answers_stand_beside_the_prompt_that_was_the_same(browser, two):
 def test_the_page_is_whole_at_any_width(browser, two, size, colours):
   with opened(browser, two.page, size, color_scheme=colours) as shown:
     assert stays_inside(shown, size[0], "article")
-    assert shown.evaluate(CONTRAST) >= 4.4
+    assert shown.evaluate(CONTRAST) >= 4.5
 
 
 def test_text_of_data_and_model_is_never_taken_for_markup(browser, two, page):
@@ -207,9 +208,9 @@ def test_an_evaluation_is_the_same_as_itself(two):
 
 
 def test_the_terminal_has_the_same_numbers(two, page):
-  console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-  console.print(comparison_table(compare_evaluations(two.a, two.b)))
-  printed = console.export_text()
+  file = io.StringIO()
+  Console(width=120, file=file).print(comparison_table(compare_evaluations(two.a, two.b)))
+  printed = file.getvalue()
   for row in page.select("tbody tr"):
     name, _, *scores, difference, interval = [" ".join(cell.stripped_strings) for cell in row.find_all("td")][:6]
     [line] = [line for line in printed.splitlines() if name in line]
