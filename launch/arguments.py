@@ -39,8 +39,11 @@ def make_parser() -> argparse.ArgumentParser:
   train.add_argument("--allow-changed", default="", metavar="NAMES", help=ALLOW_CHANGED_HELP)
   train.add_argument("--rewind", type=int, metavar="STEP", help="go back to the checkpoint of this step first")
   train.add_argument("--skip-steps", metavar="A:B", help="with --rewind: leave the batches A to B - 1 out")
+  train.add_argument("--reproduce", metavar="RUN", help="train what this work directory was made with, anew")
   train.add_argument("--replay", metavar="BUNDLE", help="run the step of a crash bundle again, and nothing else")
   add_job(train)
+
+  add_config(verbs)
 
   launch = add(
     verbs, "launch", "train in processes that are started again whenever they die, until the run is done",
@@ -128,8 +131,34 @@ def make_parser() -> argparse.ArgumentParser:
     example = f"flamingo data build-{kind} --input=FOLDER --output=data/{kind} --name=mine --licence=CC-BY-4.0"
     builder = add(jobs, f"build-{kind}", SUMMARIES[kind], example)
     add_options(builder, kind)
+  learn = add(
+    jobs, "train-tokenizer", "learn a tokenizer.json from the text of shards or of plain files",
+    "flamingo data train-tokenizer --input=data/mine --vocabulary=32000 --out=models/tokenizer",
+  )  # fmt: skip
+  learn.add_argument("--input", required=True, help="a folder of shards, or of .txt files, or one such file")
+  learn.add_argument("--vocabulary", required=True, type=positive, help="tokens, bytes and two marks among them")
+  learn.add_argument("--out", required=True, help="the folder to write tokenizer.json into")
   add_inspection(jobs)
   return parser
+
+
+def add_config(verbs) -> None:
+  """What looks at configs."""
+  config = add(
+    verbs, "config", "look at configs: all of one, what differs between two, whether one is whole",
+    "flamingo config diff runs/mine configs/quickstart.py --config.total_steps=100",
+  )  # fmt: skip
+  jobs = config.add_subparsers(dest="job", required=True, metavar="JOB")
+  of_what = "a Python file with get_config(), or the work directory of a run"
+  show = add(jobs, "show", "print every field", "flamingo config show configs/tiny.py --config.total_steps=100")
+  show.add_argument("path", help=of_what)
+  show.add_argument("--json", action="store_true", help="as JSON; YAML otherwise")
+  diff = add(jobs, "diff", "print the fields in which two differ", "flamingo config diff runs/one runs/two")
+  diff.add_argument("first", help=of_what)
+  diff.add_argument("second", help="another; --config.field=value changes this one")
+  diff.add_argument("--json", action="store_true", help="print one JSON object, field -> [first, second]")
+  validate = add(jobs, "validate", "say all that is wrong with one", "flamingo config validate configs/tiny.py")
+  validate.add_argument("path", help=of_what)
 
 
 def add_evaluate(verbs) -> None:

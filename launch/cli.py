@@ -77,17 +77,38 @@ def run_quickstart(options) -> None:
 def run_train(options) -> None:
   from launch.devices import joined, keep_compiled
   from launch.replay import replay
+  from launch.reproduce import reproduce
   from launch.train import read_resume, train_config
 
-  if not options.replay and not (options.config and options.workdir):
-    raise UserError("--config and --workdir are both needed; or --replay alone.")
+  check_train(options)
   with joined(options.coordinator, options.processes, options.process, options.peer_timeout):
     keep_compiled()
     if options.replay:
       replay(options.replay, options.overrides)
+    elif options.reproduce:
+      reproduce(options.reproduce, options.overrides, options.workdir, BEGAN)
     else:
       resume = read_resume(options.allow_changed, options.rewind, options.skip_steps, BEGAN)
       train_config(options.config, options.overrides, options.workdir, resume)
+
+
+def check_train(options) -> None:
+  """Raises UserError unless exactly one thing is asked for."""
+  if options.replay and not (options.config or options.reproduce):
+    return
+  if bool(options.config) == bool(options.reproduce) or not options.workdir or options.replay:
+    raise UserError("--workdir is needed with --config or --reproduce, one of the two; or --replay alone.")
+
+
+def run_config(options) -> None:
+  from launch import config_view
+
+  if options.job == "show":
+    print(config_view.show(options.path, options.overrides, as_json=options.json))
+  elif options.job == "diff":
+    print(config_view.diff(options.first, options.second, options.overrides, as_json=options.json))
+  else:
+    print(config_view.validate(options.path, options.overrides))
 
 
 def run_launch(options) -> int:
@@ -176,6 +197,12 @@ def run_data_features(options) -> None:
   print(write_features(options.config, options.overrides, options.stream, options.out, options.dtype))
 
 
+def run_train_tokenizer(options) -> None:
+  from launch.tokenizer import write_tokenizer
+
+  print(write_tokenizer(options.input, options.vocabulary, options.out))
+
+
 def run_data_explain(options) -> None:
   from launch.data_explain import explain_record
 
@@ -213,6 +240,7 @@ def run_data(options) -> None:
 JOBS = {
   "features": run_data_features,
   **{f"build-{kind}": functools.partial(build_data, kind) for kind in KINDS},
+  "train-tokenizer": run_train_tokenizer,
   "explain": run_data_explain,
   "check": run_data_check,
   "inspect": run_data_inspect,
@@ -220,6 +248,7 @@ JOBS = {
 RUN = {
   "quickstart": run_quickstart,
   "train": run_train,
+  "config": run_config,
   "launch": run_launch,
   "plan": run_plan,
   "generate": run_generate,

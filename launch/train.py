@@ -7,6 +7,7 @@ import jax
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.ops.attention import check_name
+from flamingo_jax.training.checkpoints import About, check_same
 from flamingo_jax.training.loop import AS_BEFORE, Resume, check_fit, train
 from flamingo_jax.training.rewind import Rewind
 from launch.config import load_config
@@ -23,14 +24,23 @@ def train_config(path: str, overrides: dict[str, str], workdir: str, resume: Res
   run(read_experiment(load_config(path, overrides), path), pathlib.Path(workdir), resume)
 
 
-def run(experiment: Experiment, workdir: pathlib.Path, resume: Resume = AS_BEFORE) -> None:
-  """Holds the config against the devices, opens everything that it names, then trains."""
+def run(experiment: Experiment, workdir: pathlib.Path, resume: Resume = AS_BEFORE, as_in: About | None = None) -> None:
+  """Holds the config against the devices, opens everything that it names, then trains.
+
+  Args:
+    experiment: what to train.
+    workdir: where.
+    resume: how to go on with what is there.
+    as_in: of another run, whose frozen parts and records these must be.
+  """
   objective = experiment.objective()
   check_name(experiment.model.attention)
   check_fit(objective, experiment.training, experiment.rows, jax.device_count())
   host = jax.process_index()
   feed = experiment.feed(workdir / (f"skipped-{host}.jsonl" if host else "skipped.jsonl"))
   evaluate, frozen = experiment.evaluate(), experiment.frozen()
+  if as_in:
+    check_same(workdir, as_in, About(frozen.hashes, feed.hashes), ())
   train(objective, experiment.training, feed, frozen, evaluate, workdir, experiment.raw, resume)
 
 

@@ -28,12 +28,6 @@ def flamingo(*arguments: str, devices: int = 1) -> subprocess.CompletedProcess:
   return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
-def train(workdir: pathlib.Path, *overrides: str, devices: int = 1) -> list[dict]:
-  done = flamingo(*train_arguments(workdir), *overrides, devices=devices)
-  assert done.returncode == 0, done.stderr
-  return metrics(workdir)
-
-
 def train_arguments(workdir: pathlib.Path) -> list[str]:
   settings = [f"--config.total_steps={STEPS}", "--config.checkpoint.every=4", "--config.evaluate_every=6"]
   return ["train", "--config=configs/tiny.py", f"--workdir={workdir}", *settings]
@@ -50,7 +44,8 @@ def without_timing(lines: list[dict]) -> list[dict]:
 @pytest.fixture(scope="module")
 def straight(quickstart_data, tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp("runs") / "straight"
-  train(workdir)
+  done = flamingo(*train_arguments(workdir))
+  assert done.returncode == DONE, done.stderr
   return workdir
 
 
@@ -97,9 +92,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(straight, tmp_path):
   assert all(np.array_equal(expected[path], found[path]) for path in expected)
 
 
-def test_eight_devices_draw_the_same_loss_curve(straight, tmp_path):
-  eight = train(tmp_path / "eight", devices=8)
-  for one, many in zip(metrics(straight), eight, strict=True):
+def test_a_run_reproduced_on_eight_devices_draws_the_same_loss_curve_and_says_what_differs(straight, tmp_path):
+  done = flamingo("train", f"--reproduce={straight}", f"--workdir={tmp_path / 'eight'}", devices=8)
+  assert done.returncode == DONE, done.stderr
+  assert "devices: '1 x cpu' then, '8 x cpu' now" in done.stderr and "packages" not in done.stderr
+  for one, many in zip(metrics(straight), metrics(tmp_path / "eight"), strict=True):
     assert many["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 

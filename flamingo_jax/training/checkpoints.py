@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -310,6 +311,30 @@ def load_trainable(workdir: str | pathlib.Path) -> tuple[dict, int, dict[str, st
   Raises:
     UserError: there is no complete checkpoint, or the newest cannot be read.
   """
+  # Whatever mesh it was saved on, one device is enough to read it.
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def read(manager: ocp.CheckpointManager, step: int):
+    saved = manager.item_metadata(step)["trainable"]
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
+    args = ocp.args.Composite(trainable=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=args)
+    return jax.device_get(restored.trainable), step, read_about(restored.about).frozen
+
+  return read_newest(workdir, read)
+
+
+def load_about(workdir: str | pathlib.Path) -> About:
+  """What the newest checkpoint of a work directory was trained with; raises as `load_trainable` does."""
+
+  def read(manager: ocp.CheckpointManager, step: int) -> About:
+    return read_about(manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
+
+  return read_newest(workdir, read)
+
+
+def read_newest(workdir: str | pathlib.Path, read: Callable[[ocp.CheckpointManager, int], Any]) -> Any:
+  """What `read` finds in the newest checkpoint; raises as `load_trainable` does."""
   directory = (pathlib.Path(workdir) / FOLDER).absolute()
   if not directory.is_dir():
     raise UserError(f"{workdir}: no checkpoints there. Give the work directory of a finished `flamingo train`.")
@@ -317,21 +342,10 @@ def load_trainable(workdir: str | pathlib.Path) -> tuple[dict, int, dict[str, st
     step = manager.latest_step()
     if step is None:
       raise UserError(f"{directory}: no complete checkpoint yet. Let the run reach its first one.")
-    # Whatever mesh it was saved on, one device is enough to read it.
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def read():
-      saved = manager.item_metadata(step)["trainable"]
-      shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
-      args = ocp.args.Composite(trainable=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
-      restored = manager.restore(step, args=args)
-      return restored.trainable, read_about(restored.about)
-
-    found, failure = attempt(read)
+    found, failure = attempt(lambda: read(manager, step))
   if failure:
     raise UserError(
       f"{directory / str(step)} cannot be read: {failure}. `flamingo train` with the run's own --config and --workdir "
       "goes back to the checkpoint before it, where there is one."
     )
-  trainable, about = found
-  return jax.device_get(trainable), step, about.frozen
+  return found

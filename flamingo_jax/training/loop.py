@@ -3,9 +3,7 @@
 import collections
 import contextlib
 import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import itertools
 import pathlib
 import shutil
@@ -41,11 +39,11 @@ from flamingo_jax.training.step import (
   slot_shardings,
   split_shapes,
 )
+from flamingo_jax.training.surroundings import surroundings
 from flamingo_jax.training.tally import make_host_seconds, make_tally
 from flamingo_jax.training.watchdog import Watchdog
 from flamingo_jax.training.workdir import Change, claim_workdir, note, read_history, write_config
 
-PACKAGES = ("flamingo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
 
 
@@ -380,17 +378,6 @@ def seconds_after(workdir: pathlib.Path, step: int) -> float:
   """Of the steps in the record that have to be made again."""
   lines = read_metrics(workdir) if (workdir / METRICS).exists() else []
   return sum(line["seconds"] for line in lines if line["step"] > step)
-
-
-def surroundings(mesh: Mesh) -> dict[str, object]:
-  """What a run goes on with: for the history."""
-  return dict(
-    time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    mesh=dict(mesh.shape),
-    devices=f"{mesh.size} x {jax.devices()[0].device_kind}",
-    processes=jax.process_count(),
-    packages={name: importlib.metadata.version(name) for name in PACKAGES},
-  )
 
 
 def recorded(numbers: dict[str, np.ndarray]) -> dict[str, float]:

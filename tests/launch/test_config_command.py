@@ -1,0 +1,87 @@
+"""`flamingo config`, and `flamingo train --reproduce`, on the config of a run that is there."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from finished import write_work
+
+from launch.cli import main
+from launch.config import load_config
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, write_gguf):
+  return write_work(tmp_path_factory.mktemp("work"), write_gguf)
+
+
+def printed(capsys, *arguments: str, code: int = 0) -> str:
+  assert main(["config", *arguments]) == code
+  captured = capsys.readouterr()
+  return captured.err if code else captured.out
+
+
+def test_show_prints_every_field_of_a_file_with_overrides(capsys):
+  shown = yaml.safe_load(printed(capsys, "show", "configs/tiny.py", "--config.total_steps=7"))
+  assert shown == json.loads(json.dumps(load_config("configs/tiny.py", {"total_steps": "7"})))
+  assert shown["total_steps"] == 7
+  assert json.loads(printed(capsys, "show", "configs/tiny.py", "--config.total_steps=7", "--json")) == shown
+
+
+def test_show_prints_what_a_run_was_made_with(work, capsys):
+  shown = yaml.safe_load(printed(capsys, "show", str(work / "run")))
+  assert shown == json.loads((work / "run" / "config.json").read_text())
+
+
+def test_diff_names_the_fields_that_differ_and_no_others(work, capsys):
+  assert printed(capsys, "diff", "configs/tiny.py", "configs/tiny.py").strip() == "no difference"
+  changed = ["--config.optimizer.learning_rate=0.5", "--config.streams.pages.media=2"]
+  told = printed(capsys, "diff", "configs/tiny.py", "configs/tiny.py", *changed)
+  assert told.splitlines() == ["optimizer.learning_rate: 0.01 -> 0.5", "streams.pages.media: 3 -> 2"]
+  found = json.loads(printed(capsys, "diff", str(work / "run"), "configs/tiny.py", "--json"))
+  assert found["model.language.vocabulary"][0] == 40 and "optimizer.learning_rate" not in found
+
+
+def test_validate_says_every_fault_at_once(capsys):
+  assert "whole" in printed(capsys, "validate", "configs/tiny.py")
+  assert "whole" in printed(capsys, "validate", "configs/evaluation/paper.py")
+  wrong = ["--config.total_steps=0", "--config.streams.pages.frames=99", "--config.guard.spike=-1.0"]
+  told = printed(capsys, "validate", "configs/tiny.py", *wrong, code=2)
+  for part in ("total_steps is 0", "streams.pages.frames is 99", "guard.spike"):
+    assert part in told
+
+
+def test_what_is_no_config_is_an_error(tmp_path, capsys):
+  assert "config.json: missing" in printed(capsys, "show", str(tmp_path), code=2)
+  assert "no such config file" in printed(capsys, "show", "configs/nothing.py", code=2)
+
+
+def test_a_run_is_reproduced_only_with_the_records_it_had(work, tmp_path, capsys):
+  """That of `work` was written without records: any are others."""
+  shards = work / "captions"
+  shutil.copytree(shards / "train", shards / "heldout", dirs_exist_ok=True)
+  assert main(["train", f"--reproduce={work / 'run'}", f"--workdir={tmp_path / 'again'}"]) == 2
+  assert "data.captions: trained with none, found" in capsys.readouterr().err
+  assert not (tmp_path / "again" / "checkpoints").exists()
+
+
+def test_a_run_is_not_reproduced_over_itself_nor_from_nothing(work, tmp_path, capsys):
+  assert main(["train", f"--reproduce={work / 'run'}", f"--workdir={work / 'run'}"]) == 2
+  assert "the run itself" in capsys.readouterr().err
+  assert main(["train", f"--reproduce={tmp_path}", f"--workdir={tmp_path / 'again'}"]) == 2
+  assert "config.json: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--config=c.py"],
+    ["--workdir=w"],
+    ["--config=c.py", "--reproduce=r", "--workdir=w"],
+    ["--replay=b", "--config=c.py"],
+  ],
+)
+def test_one_thing_is_trained_at_a_time(arguments, capsys):
+  assert main(["train", *arguments]) == 2
+  assert "--workdir is needed with --config or --reproduce" in capsys.readouterr().err
