@@ -19,13 +19,15 @@ def training() -> dict:
     optimizer=dict(
       learning_rate=1e-4,
       warmup_steps=5000,
-      schedule="constant",  # after warm-up; or "linear" to zero at the last step, "exponential" to a tenth
+      schedule="constant",  # after warm-up; or "linear" to zero at the last step, "exponential", "cosine" to a tenth
       weight_decay=0.1,
       no_decay=("^resampler/", "norm/", "bias$", "gate$", "extra_"),  # patterns of parameter paths
       beta1=0.9,
       beta2=0.999,
       epsilon=1e-8,
       clip_norm=1.0,  # of the gradients summed over streams
+      adaptive_clip=0.0,  # largest norm of a unit's gradient, times that of its weights (NFNets); 0: no such clipping
+      adaptive_clip_on=(),  # patterns of the paths that are clipped so, and not by clip_norm
     ),
     mesh=dict(replica=-1, fsdp=1, model=1),  # devices along each axis; -1: all that are left
     # How far each kind of array is cut: along "model" alone, or "fsdp" as well. The optimizer's are gradients too.
@@ -58,10 +60,10 @@ def stream(**changes) -> dict:
     weight=1.0,  # of this stream's loss in the sum
     batch_size=8,  # rows, over all devices
     length=256,  # L, tokens
-    media=1,  # N, media slots a row; of a packed row, the most pairs it may hold
+    media=1,  # N, media slots a row; of a packed row, the most pairs or documents it may hold
     frames=1,  # F, frames a slot
     frames_per_second=1.0,  # 0: spread evenly over the clip
-    pack=False,  # pairs: as many of them in a row as it has room for
+    pack=False,  # pairs, text: as many of them in a row as it has room for
     prompt="",  # pairs: stands, unlearnt, before each caption, as "Output:"; {} in it: the text before the medium
     p_next=0.5,  # pages: how often text attends to the next image instead of the previous
     labels="text",  # what is learnt: all text; or "chunks": as OpenFlamingo, only from an image to its <EOC>
@@ -99,21 +101,53 @@ def contrastive() -> ConfigDict:
   """A vision encoder from scratch, by matching pictures and captions."""
   config = training() | dict(
     objective="contrastive",
-    frozen=dict(language=""),  # a model folder whose token embeddings the text tower reads, frozen
-    trainable=("^vision/", "^text/(?!embeddings)", "projection", "log_temperature"),
+    frozen=dict(language=""),  # a model folder whose token embeddings the text tower reads; empty: fresh ones, trained
+    trainable=("^vision/", "^text/(?!embeddings)", "projection", "^log"),
     model=dict(
       dtype="bfloat16",
       attention="auto",  # as in `flamingo`
+      remat="none",  # likewise; for encoders that are trained and large
       vision=vision.vit(),
       text=vision.encoder(layers=2),
       vocabulary=49152,
       embedding_width=576,  # of the token embeddings
       length=32,  # the longest text, tokens
       joint_width=256,
-      temperature=0.07,  # at the start; learned
+      loss="softmax",  # or "sigmoid": SigLIP's
+      label_smoothing=0.0,  # of the softmax: this share of each target is spread over all that is offered
+      temperature=0.07,  # at the start; learned, and never below 0.01
+      bias=-10.0,  # of the sigmoid's scores, at the start; learned
     ),
+    zero_shot=dict(),  # name -> zero_shot(...): pictures that each evaluation classifies
   )
   return ConfigDict(config)
+
+
+def language_model() -> ConfigDict:
+  """A language model from scratch, by predicting the next token of documents."""
+  config = training() | dict(
+    objective="language",
+    trainable=("^language/",),
+    model=dict(
+      dtype="bfloat16",
+      attention="auto",  # as in `flamingo`
+      remat="products",  # likewise
+      language=language.decoder(extra_tokens=0),  # Flamingo adds its own
+    ),
+  )
+  config["optimizer"].update(no_decay=("norm/", "bias$"), schedule="cosine")
+  return ConfigDict(config)
+
+
+def zero_shot(**changes) -> dict:
+  """One benchmark of pictures with candidates; `folder`, that of its data set (docs/evaluation.md), has no default."""
+  defaults = dict(
+    task="",  # such as "imagenet" or "matching"; empty: the benchmark's own name
+    split="",  # what is classified; empty: as in the paper
+    queries=0,  # so many, drawn from the split, the same each time; 0: all
+    prompts=("{}",),  # that a class is put in; {} stands for its name
+  )
+  return defaults | changes
 
 
 def few_shot() -> dict:

@@ -9,7 +9,7 @@ def get_config():
   config.trainable += ("^vision/",)
   config.total_steps = config.evaluate_every = config.checkpoint.every = 20
   config.model.vision.image_size = 96  # pixels a side; the quickstart's vision encoder was trained at 64
-  config.optimizer.update(learning_rate=1e-4, warmup_steps=0, schedule="exponential")
+  config.optimizer.update(learning_rate=3e-4, warmup_steps=0, schedule="exponential")
   config.optimizer.no_decay += ("embeddings$",)  # of positions
   config.streams = dict(
     captions=base.stream(

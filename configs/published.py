@@ -30,9 +30,11 @@ COUNTS = dict(  # table 1
     "total": 80e9,
   },
 )
+COUNTS["chinchilla_1_4b"] = {"language model": 1.4e9, "total": 1.4e9}
 COUNTS["flamingo_9b_counts"] = COUNTS["flamingo_9b"]
 
 NOTES = dict(
+  chinchilla_1_4b={},
   flamingo_3b={"resampler": RESAMPLER},
   flamingo_9b={
     "resampler": RESAMPLER,

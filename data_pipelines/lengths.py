@@ -1,14 +1,15 @@
-"""How many tokens each pair of a stream has, counted once and kept beside the shards."""
+"""How many tokens each pair or document of a stream has, counted once and kept beside the shards."""
 
 import hashlib
 import io
 import pathlib
 import uuid
+from collections.abc import Callable
 
 import numpy as np
 
 from data_pipelines.schema import parse
-from data_pipelines.sequences import PAIR_MARKERS, prompted
+from data_pipelines.sequences import PAIR_MARKERS, TEXT_MARKERS, document_text, prompted
 from data_pipelines.shards import Shards, write_durably
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -23,15 +24,33 @@ def pair_lengths(shards: Shards, tokenizer: Tokenizer, prompt: str = "") -> np.n
   Without a prompt half of the captions get a space before them, which may change how many tokens they are: the larger
   number counts.
 
-  They are kept as `lengths-<hash>.npy` beside the shards; the hash is of the shards' content, of the tokenizer, of the
-  prompt and of the rules by which was counted. Where the file is missing, damaged or cannot be written, they are
-  counted again.
+  They are kept under a hash of the prompt too.
   """
-  key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}{prompt}"
+  return counted_once(shards, tokenizer, prompt, lambda: count_lengths(shards, tokenizer, prompt))
+
+
+def document_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+  """Tokens of each document's row before it is cut, int32 [records]; 0 where the record cannot be used."""
+  return counted_once(shards, tokenizer, " documents", lambda: count_documents(shards, tokenizer))
+
+
+def counted_once(shards: Shards, tokenizer: Tokenizer, rule: str, count: Callable[[], np.ndarray]) -> np.ndarray:
+  """Lengths that are kept as `lengths-<hash>.npy` beside the shards.
+
+  The hash is of the shards' content, of the tokenizer and of the rules by which was counted. Where the file is missing,
+  damaged or cannot be written, they are counted again.
+
+  Args:
+    shards: whose records are counted.
+    tokenizer: what they are counted in.
+    rule: which of the countings it is; no prompt begins with a space.
+    count: the counting itself.
+  """
+  key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}{rule}"
   path = shards.directory / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
   lengths = kept_lengths(path, len(shards))
   if lengths is None:
-    lengths = count_lengths(shards, tokenizer, prompt)
+    lengths = count()
     keep_lengths(path, lengths)
   return lengths
 
@@ -48,6 +67,25 @@ def count_lengths(shards: Shards, tokenizer: Tokenizer, prompt: str) -> np.ndarr
       for index, before, tokens in zip(texts, asked, encoded, strict=True):
         lengths[index] = max(lengths[index], len(before) + len(tokens) + PAIR_MARKERS)
   return lengths
+
+
+def count_documents(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
+  """`document_lengths`, from the records themselves."""
+  lengths = np.zeros(len(shards), np.int32)
+  for start in range(0, len(shards), CHUNK):
+    indices = range(start, min(start + CHUNK, len(shards)))
+    texts = {index: text for index in indices if (text := usable_document(shards, index))}
+    for index, tokens in zip(texts, tokenizer.encode_all(list(texts.values())), strict=True):
+      lengths[index] = len(tokens) + TEXT_MARKERS
+  return lengths
+
+
+def usable_document(shards: Shards, index: int) -> str:
+  """The text of a record; empty where there is no record."""
+  try:
+    return document_text(parse(shards[index]).texts)
+  except UserError:
+    return ""
 
 
 def usable_texts(shards: Shards, index: int, prompt: str) -> tuple[str, str]:

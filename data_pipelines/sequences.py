@@ -31,6 +31,7 @@ class Row:
 
 
 PAIR_MARKERS = 4  # tokens of a pair beside its caption
+TEXT_MARKERS = 2  # tokens of a document beside its text
 
 
 QUESTION = "{}"  # in a prompt: where a pair's question stands
@@ -64,6 +65,25 @@ def pair_row(caption: Sequence[int], tokenizer: Tokenizer, length: int, prompt: 
   return row
 
 
+def document_text(texts: Sequence[str]) -> str:
+  """All text of a record, media left out, as one document; may be empty."""
+  return "\n".join(text.strip() for text in texts if text.strip())
+
+
+def text_row(words: Sequence[int], tokenizer: Tokenizer, *, length: int, start: float) -> Row:
+  """`<BOS>` and a window of a document with its `<EOS>`; all of it where it is no longer than the row.
+
+  Args:
+    words: tokens of the document.
+    tokenizer: gives the special tokens.
+    length: L, of the window with its <BOS>.
+    start: in [0, 1), where the window starts among all its possible places.
+  """
+  tokens = [*words, tokenizer.eos]
+  first = int(start * windows(tokens, length))
+  return make_row([tokenizer.bos, *tokens[first : first + length - 1]], tokenizer, see_next=False)
+
+
 def page_row(
   chunks: Sequence[Sequence[int]],
   tokenizer: Tokenizer,
@@ -91,7 +111,7 @@ def page_row(
 
 
 def windows(tokens: Sequence[int], length: int) -> int:
-  """How many windows a page has that are `length` tokens long with their <BOS>."""
+  """How many windows a page or a document has that are `length` tokens long with their <BOS>."""
   return max(len(tokens) - (length - 1), 0) + 1
 
 

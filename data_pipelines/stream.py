@@ -22,12 +22,13 @@ import tensorflow as tf
 from data_pipelines.clips import read_clip
 from data_pipelines.faults import Fault, encode_faults
 from data_pipelines.features import DTYPES, FeaturesInfo, decode_features, features_info
-from data_pipelines.lengths import pair_lengths
+from data_pipelines.lengths import document_lengths, pair_lengths
 from data_pipelines.media import Crop, MediaError, flip, jitter, pad_into, read_image
 from data_pipelines.packing import NOBODY, Plan, make_plan
 from data_pipelines.randomness import draw, shuffled
 from data_pipelines.schema import Example, parse
-from data_pipelines.sequences import PAIR_MARKERS, Row, page_row, pair_row, prompted
+from data_pipelines.sequences import PAIR_MARKERS, Row, document_text, page_row, pair_row, prompted, text_row
+from data_pipelines.shards import Shards
 from data_pipelines.sources import Schedule, Sources, make_schedule
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
@@ -38,6 +39,7 @@ Pool = concurrent.futures.Executor
 ALIGNMENT = 64  # bytes
 AT_ONCE = 8  # rows that a thread takes, at most
 LONGEST_CYCLE = 10_000  # turns of all sources
+OF_MEDIA = ("medium", "frames", "labels", "flip", "colour", "crop")  # fields that say how media are read
 UNCHANGED = (0.0,) * 8  # chances of a medium where nothing is drawn for it
 
 
@@ -46,15 +48,15 @@ class StreamConfig:
   """One stream: where its records lie, how they become rows, how much they weigh."""
 
   source: str | tuple[str, ...]  # a folder with `train` and `heldout` shard folders, or several of them
-  layout: str  # "interleaved": pages; "pairs": a medium and its caption
+  layout: str  # "interleaved": pages; "pairs": a medium and its caption; "text": documents, whose media are left out
   medium: str = "image"  # or "video", or "features": what `flamingo data features` made of either
   weight: float = 1.0  # of this stream's loss in the sum
   batch_size: int = 8  # rows, over all devices
   length: int = 256  # L, tokens
-  media: int = 1  # N, slots a row; of a packed row, the most pairs it may hold
+  media: int = 1  # N, slots a row; of a packed row, the most pairs or documents it may hold
   frames: int = 1  # F, frames a slot
   frames_per_second: float = 1.0  # 0: spread evenly over the clip
-  pack: bool = False  # pairs: as many of them in a row as it has room for
+  pack: bool = False  # pairs, text: as many of them in a row as it has room for
   prompt: str = ""  # pairs: stands, unlearnt, before each caption, as "Output:"; {} in it: the text before the medium
   p_next: float = 0.5  # pages: how often tokens attend to the next medium (paper, section A.3.1)
   labels: str = "text"  # what is learnt: "text": all of it; "chunks": as OpenFlamingo, from an image to its <EOC>
@@ -68,12 +70,17 @@ class StreamConfig:
   def sources(self) -> tuple[str, ...]:
     return (self.source,) if isinstance(self.source, str) else self.source
 
+  @property
+  def slots(self) -> int:
+    """N, of the media of a row."""
+    return 0 if self.layout == "text" else self.media
+
 
 def check_stream(name: str, config: StreamConfig) -> list[str]:
   """What is wrong with a stream's settings, one line a fault."""
   faults = []
-  if config.layout not in ("interleaved", "pairs"):
-    faults.append(f"streams.{name}.layout is {config.layout!r}; it is 'interleaved' or 'pairs'.")
+  if config.layout not in ("interleaved", "pairs", "text"):
+    faults.append(f"streams.{name}.layout is {config.layout!r}; it is 'interleaved', 'pairs' or 'text'.")
   if config.labels not in ("text", "chunks"):
     faults.append(f"streams.{name}.labels is {config.labels!r}; it is 'text' or 'chunks'.")
   if config.medium not in ("image", "video", "features"):
@@ -93,8 +100,15 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
       for field, plain in (("flip", False), ("colour", 0.0), ("crop", 1.0))
       if getattr(config, field) != plain
     ]
-  if config.pack and config.layout != "pairs":
-    faults.append(f"streams.{name}.pack is True, but layout is {config.layout!r}; only 'pairs' are packed.")
+  if config.pack and config.layout not in ("pairs", "text"):
+    faults.append(f"streams.{name}.pack is True, but layout is {config.layout!r}; only 'pairs' and 'text' are packed.")
+  if config.layout == "text":
+    faults += [
+      f"streams.{name}.{field.name} is {getattr(config, field.name)!r}, but layout is 'text', which has no media: it "
+      f"is {field.default!r} there."
+      for field in dataclasses.fields(config)
+      if field.name in OF_MEDIA and getattr(config, field.name) != field.default
+    ]
   if config.prompt and config.layout != "pairs":
     faults.append(
       f"streams.{name}.prompt is {config.prompt!r}, but layout is {config.layout!r}; only 'pairs' have one."
@@ -128,7 +142,7 @@ class TextDraw:
   """All that is random of how a record's text is read.
 
   Attributes:
-    start: of a page, in [0, 1), where the window starts among all its possible places.
+    start: of a page or a document, in [0, 1), where the window starts among all its possible places.
     see_next: of a page, whether tokens attend to the next medium rather than to the previous one.
     space: of a pair, whether a space stands before the caption; with a prompt, one always does.
   """
@@ -234,8 +248,13 @@ class Stream:
     """How the records of each source share rows; of a stream that is not packed, none."""
     if not self.config.pack:
       return ()
-    lengths = [pair_lengths(part, self.tokenizer, self.config.prompt) for part in self.sources.parts]
-    return tuple(make_plan(each, self.config.length, self.config.media) for each in lengths)
+    return tuple(make_plan(self.lengths(part), self.config.length, self.config.media) for part in self.sources.parts)
+
+  def lengths(self, part: Shards) -> np.ndarray:
+    """Tokens of the row of each record, before they are cut, int32 [records]."""
+    if self.config.layout == "text":
+      return document_lengths(part, self.tokenizer)
+    return pair_lengths(part, self.tokenizer, self.config.prompt)
 
   @functools.cached_property
   def schedule(self) -> Schedule:
@@ -282,7 +301,7 @@ class Stream:
 
   def shapes(self) -> dict[str, tuple[type, tuple[int, ...]]]:
     """Dtype and shape of every part of a row."""
-    length, media = (self.config.length,), (self.config.media, self.config.frames)
+    length, media = (self.config.length,), (self.config.slots, self.config.frames)
     dtype, frame = self.frame_shape()
     return dict(
       tokens=(np.int32, length),
@@ -302,7 +321,9 @@ class Stream:
 
   @functools.cached_property
   def features(self) -> FeaturesInfo | None:
-    """What the shards say of their media, if those are features."""
+    """What the shards say of their media, if those are features, and are read."""
+    if self.config.layout == "text":
+      return None
     return features_info(self.sources.parts[0].manifest)
 
   def empty(self, rows: int) -> Batch:
@@ -369,15 +390,18 @@ class Stream:
           yield self.fault(record.index, medium, error)
 
   def example(self, index: int) -> Example:
-    """A record. Raises MediaError when it cannot be read, or is none."""
+    """A record; of text, without its media. Raises MediaError when it cannot be read, or is none."""
     try:
       record = self.sources[index]
     except UserError as error:
       raise MediaError("damaged_shard", str(error)) from error
     try:
-      return parse(record)
+      example = parse(record)
     except UserError as error:
       raise MediaError("bad_record", str(error)) from error
+    if self.config.layout != "text":
+      return example
+    return dataclasses.replace(example, texts=(document_text(example.texts),), media=())
 
   def fault(self, index: int, medium: int | None, error: MediaError) -> Fault:
     return Fault(error.cause, *self.sources.where(index), medium, error.detail)
@@ -396,6 +420,8 @@ class Stream:
     first, second, *_ = draw(*key)
     if self.config.layout == "interleaved":
       return TextDraw(start=first, see_next=self.training and second < self.config.p_next)
+    if self.config.layout == "text":
+      return TextDraw(start=first)
     return TextDraw(space=self.training and first < 0.5)
 
   def text(self, example: Example, drawn: TextDraw, room: int) -> Row:
@@ -409,6 +435,8 @@ class Stream:
       raise MediaError("empty_text", example.source)
     if self.config.layout == "interleaved":
       return self.window(self.chunks(example), drawn, room)
+    if self.config.layout == "text":
+      return self.document(example, drawn, room)
     return self.pair(example, drawn, room)
 
   def pair(self, example: Example, drawn: TextDraw, room: int) -> Row:
@@ -421,6 +449,12 @@ class Stream:
     space = " " * (drawn.space or bool(asked))
     encode = self.tokenizer.encode
     return pair_row(encode(space + caption), self.tokenizer, room, encode(asked))
+
+  def document(self, example: Example, drawn: TextDraw, room: int) -> Row:
+    """A window of a document; raises `bad_record` for one that was planned for as if it could not be used."""
+    if not room:
+      raise MediaError("bad_record", example.source)
+    return text_row(self.tokenizer.encode(example.texts[0]), self.tokenizer, length=room, start=drawn.start)
 
   def chunks(self, example: Example) -> list[list[int]]:
     """The tokens of a page's texts."""

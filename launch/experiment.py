@@ -14,27 +14,36 @@ from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mix
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError
-from flamingo_jax.evaluation.held_out import evaluate_contrastive, evaluate_flamingo
+from flamingo_jax.evaluation.contrastive import evaluate_contrastive
+from flamingo_jax.evaluation.held_out import evaluate_flamingo, evaluate_language
 from flamingo_jax.interop.descriptions import size_faults
-from flamingo_jax.models.contrastive import ContrastiveConfig
+from flamingo_jax.models.contrastive import LOSSES, LOWEST_TEMPERATURE, ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import gated_layers
-from flamingo_jax.models.vision.towers import FeaturesConfig
+from flamingo_jax.models.language_model import LanguageModelConfig
+from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.ops.attention import NAMES
 from flamingo_jax.ops.remat import POLICIES
 from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
 from flamingo_jax.training.checkpoints import check_checkpoints
 from flamingo_jax.training.guards import check_guards
 from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
-from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective
+from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective, language_objective
 from flamingo_jax.training.optimizer import check_optimizer
+from flamingo_jax.training.step import is_trainable
 from launch.config import build, join, unknown
 from launch.few_shot import FewShot, build_few_shot, why_unable, with_few_shot
 from launch.precomputed import check_kinds, check_shards, common_tower, folders
-from launch.pretrained import FrozenConfig, read_pretrained
+from launch.pretrained import FrozenConfig, ModelConfig, read_pretrained
 from launch.skips import strip, without_skipped
+from launch.zero_shot import ZeroShotConfig, build_zero_shot, read_zero_shot
 
-MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig}
+MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig, "language": LanguageModelConfig}
+OBJECTIVES = {
+  FlamingoConfig: flamingo_objective,
+  ContrastiveConfig: contrastive_objective,
+  LanguageModelConfig: language_objective,
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -61,19 +70,23 @@ class Experiment:
 
   raw: dict
   name: str  # of the objective
-  model: FlamingoConfig | ContrastiveConfig
+  model: ModelConfig
   training: TrainingConfig
   frozen_config: FrozenConfig
   start: str  # an imported Flamingo or a run whose trained parts this one begins with; empty: fresh ones
   tokenizer_config: TokenizerConfig
   evaluation: EvaluationConfig
   few_shot: FewShot
+  zero_shot: dict[str, ZeroShotConfig]
   stream_configs: dict[str, StreamConfig]
 
   def objective(self) -> Objective:
-    if isinstance(self.model, FlamingoConfig):
-      return flamingo_objective(self.model)
-    return contrastive_objective(self.model)
+    return OBJECTIVES[type(self.model)](self.model)
+
+  @property
+  def vision(self) -> VisionConfig | None:
+    """Of the model; None where it sees nothing."""
+    return None if isinstance(self.model, LanguageModelConfig) else self.model.vision
 
   @property
   def rows(self) -> dict[str, int]:
@@ -83,19 +96,20 @@ class Experiment:
   def tokenizer(self) -> Tokenizer:
     """Opens the tokenizer, and checks that the model has a row for each of its tokens."""
     config = self.tokenizer_config
-    described = self.model.language if isinstance(self.model, FlamingoConfig) else self.model
+    described = self.model if isinstance(self.model, ContrastiveConfig) else self.model.language
     return load_tokenizer(config.path, config.bos, config.eos, described.vocabulary)
 
   def streams(self, split: str, *, training: bool) -> dict[str, Stream]:
     """Opens every stream's `train` or `heldout` shards."""
-    tokenizer, vision = self.tokenizer(), self.model.vision
-    check_shards(self.stream_configs, split, vision)
+    tokenizer, vision = self.tokenizer(), self.vision
+    if vision is not None:
+      check_shards(self.stream_configs, split, vision)
     return {
       name: Stream(
         config=config,
         sources=open_sources(config, split),
         tokenizer=tokenizer,
-        image_size=0 if isinstance(vision, FeaturesConfig) else vision.image_size,
+        image_size=getattr(vision, "image_size", 0),
         seed=self.training.seed,
         training=training,
       )
@@ -125,8 +139,10 @@ class Experiment:
   def evaluate(self):
     """The evaluation that belongs to the objective."""
     held_out = {name: self.some_batches(stream) for name, stream in self.streams("heldout", training=False).items()}
+    if isinstance(self.model, LanguageModelConfig):
+      return evaluate_language(self.objective(), held_out)
     if not isinstance(self.model, FlamingoConfig):
-      return evaluate_contrastive(self.objective(), held_out)
+      return evaluate_contrastive(self.model, held_out, read_zero_shot(self.zero_shot, self.model, self.tokenizer()))
     seen = {name: self.some_batches(stream) for name, stream in self.streams("train", training=False).items()}
     evaluate = evaluate_flamingo(self.objective(), self.model, held_out, seen)
     if not self.few_shot.benchmarks:
@@ -147,7 +163,7 @@ class Experiment:
   def frozen(self) -> Frozen:
     """Reads the frozen parts, and what trained ones start from. Raises UserError when something is not as it should."""
     frozen = read_pretrained(self.model, self.objective(), self.training, self.frozen_config, self.start)
-    if not isinstance(self.model.vision, FeaturesConfig):
+    if not isinstance(self.vision, FeaturesConfig):
       return frozen
     tower = common_tower(self.stream_configs, self.frozen_config.vision)
     return dataclasses.replace(frozen, hashes=frozen.hashes | dict(vision=tower))
@@ -185,7 +201,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if not isinstance(name, str) or name not in MODELS:
     raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
   training_fields = {field.name for field in dataclasses.fields(TrainingConfig)}
-  others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "few_shot", "streams"}
+  others = {"objective", "model", "start", "frozen", "tokenizer", "evaluation", "few_shot", "zero_shot", "streams"}
   faults += [unknown("", field, training_fields | others) for field in config if field not in training_fields | others]
   training = build(TrainingConfig, {k: v for k, v in config.items() if k in training_fields}, "", faults)
   model = build(MODELS[name], config.get("model", {}), "model", faults)
@@ -193,6 +209,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   tokenizer = build(TokenizerConfig, config.get("tokenizer", {}), "tokenizer", faults)
   evaluation = build(EvaluationConfig, config.get("evaluation", {}), "evaluation", faults)
   few_shot = build_few_shot(config.get("few_shot", {}), "few_shot", faults)
+  zero_shot = build_zero_shot(config.get("zero_shot", {}), "zero_shot", faults)
   given = config.get("streams", {})
   if not isinstance(given, dict):
     raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
@@ -200,7 +217,8 @@ def read_experiment(config: dict, where: str) -> Experiment:
   faults = faults or list(size_faults(model, "model."))
   if not faults:
     start = config.get("start", "")
-    experiment = Experiment(config, name, model, training, frozen, start, tokenizer, evaluation, few_shot, streams)
+    evaluations = (evaluation, few_shot, zero_shot)
+    experiment = Experiment(config, name, model, training, frozen, start, tokenizer, *evaluations, streams)
     faults += check(experiment)
   if faults:
     raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
@@ -215,6 +233,8 @@ def anchored(config: dict) -> dict:
     *((config.get("frozen", {}), part) for part in ("vision", "language")),
     (config, "start"),
   ]
+  benchmarks = config.get("zero_shot", {})
+  groups += [(benchmark, "folder") for benchmark in benchmarks.values()] if isinstance(benchmarks, dict) else []
   streams = config.get("streams", {})
   groups += [(stream, "source") for stream in streams.values()] if isinstance(streams, dict) else []
   for group, field in groups:
@@ -248,15 +268,20 @@ def check(experiment: Experiment) -> list[str]:
     faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
   faults += check_patterns("trainable", training.trainable)
   faults += check_patterns("optimizer.no_decay", training.optimizer.no_decay)
-  if not experiment.frozen_config.language:
-    faults.append("frozen.language is empty; it names a model folder, such as `flamingo import` writes.")
+  faults += check_patterns("optimizer.adaptive_clip_on", training.optimizer.adaptive_clip_on)
+  if not experiment.frozen_config.language and isinstance(model, FlamingoConfig):
+    faults.append(
+      "frozen.language is empty; it names a model folder, such as `flamingo import` writes, or a language run."
+    )
   if not experiment.stream_configs:
     faults.append("streams: none given; a run reads at least one.")
   for name, stream in experiment.stream_configs.items():
     faults += check_stream(name, stream)
+  if experiment.zero_shot and not isinstance(model, ContrastiveConfig):
+    faults.append(f"zero_shot: given to a {experiment.name} run; only a contrastive one classifies so.")
   if experiment.few_shot.benchmarks and (reason := why_unable(model)):
     faults.append(f"few_shot.benchmarks: the run {reason}")
-  return faults + (check_flamingo(experiment) if isinstance(model, FlamingoConfig) else check_contrastive(experiment))
+  return faults + CHECKS[type(model)](experiment)
 
 
 def check_patterns(field: str, patterns: tuple[str, ...]) -> list[str]:
@@ -270,10 +295,13 @@ def check_patterns(field: str, patterns: tuple[str, ...]) -> list[str]:
 
 
 def check_flamingo(experiment: Experiment) -> list[str]:
-  faults = []
   model = experiment.model
-  if model.remat not in POLICIES:
-    faults.append(f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}.")
+  faults = check_remat(model)
+  faults += [
+    f"streams.{name}.layout is 'text'; Flamingo reads 'interleaved' and 'pairs'."
+    for name, stream in experiment.stream_configs.items()
+    if stream.layout == "text"
+  ]
   has_tower = not isinstance(model.vision, FeaturesConfig)
   if has_tower and not experiment.frozen_config.vision:
     faults.append("frozen.vision is empty; it names a model folder, or the work directory of a contrastive run.")
@@ -304,6 +332,12 @@ def check_flamingo(experiment: Experiment) -> list[str]:
   return faults
 
 
+def check_remat(model: FlamingoConfig | LanguageModelConfig) -> list[str]:
+  if model.remat in POLICIES:
+    return []
+  return [f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}."]
+
+
 def check_packing(experiment: Experiment) -> list[str]:
   """Settings under which a pair would see what else is in its row."""
   model = experiment.model
@@ -321,7 +355,24 @@ def check_packing(experiment: Experiment) -> list[str]:
 
 
 def check_contrastive(experiment: Experiment) -> list[str]:
-  faults = []
+  model, trainable = experiment.model, experiment.training.trainable
+  faults = check_remat(model)
+  if model.loss not in LOSSES:
+    faults.append(f"model.loss is {model.loss!r}; it is one of {', '.join(LOSSES)}.")
+  if not 0 <= model.label_smoothing < 1 or (model.label_smoothing and model.loss != "softmax"):
+    faults.append(
+      f"model.label_smoothing is {model.label_smoothing}; it is a share below 1, and 0 for another loss than 'softmax'."
+    )
+  if model.temperature < LOWEST_TEMPERATURE:
+    faults.append(f"model.temperature is {model.temperature}; it is at least {LOWEST_TEMPERATURE}.")
+  if isinstance(model.vision, FeaturesConfig):
+    faults.append("model.vision.family is 'features'; contrastive training has an encoder of its own.")
+  fresh = not experiment.frozen_config.language and not check_patterns("trainable", trainable)
+  if fresh and not is_trainable("text/embeddings", trainable):
+    faults.append(
+      "frozen.language is empty, and trainable leaves out text/embeddings. Name a model folder, such as `flamingo "
+      "import` writes, or train the embeddings: '^text/'."
+    )
   for name, stream in experiment.stream_configs.items():
     if stream.layout != "pairs":
       faults.append(f"streams.{name}.layout is {stream.layout!r}; contrastive training reads 'pairs'.")
@@ -334,3 +385,27 @@ def check_contrastive(experiment: Experiment) -> list[str]:
     if stream.length > experiment.model.length:
       faults.append(f"streams.{name}.length is {stream.length}, but model.length is {experiment.model.length}.")
   return faults
+
+
+def check_language(experiment: Experiment) -> list[str]:
+  language = experiment.model.language
+  faults = check_remat(experiment.model)
+  for part, source in dataclasses.asdict(experiment.frozen_config).items():
+    if source:
+      faults.append(
+        f"frozen.{part} is {source!r}; language training freezes nothing. What it goes on from is named by start."
+      )
+  if language.extra_tokens:
+    faults.append(
+      f"model.language.extra_tokens is {language.extra_tokens}; language training has 0, and Flamingo adds its own."
+    )
+  longest = language.position_rows - language.position_offset
+  for name, stream in experiment.stream_configs.items():
+    if stream.layout != "text":
+      faults.append(f"streams.{name}.layout is {stream.layout!r}; language training reads 'text'.")
+    if language.positions == "learned" and stream.length > longest:
+      faults.append(f"streams.{name}.length is {stream.length}, but the model has positions for {longest} tokens.")
+  return faults
+
+
+CHECKS = {FlamingoConfig: check_flamingo, ContrastiveConfig: check_contrastive, LanguageModelConfig: check_language}

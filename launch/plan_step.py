@@ -111,17 +111,18 @@ def compiled_estimate(experiment: Experiment, slice_: Topology) -> Estimate:
 
 def streams(experiment: Experiment) -> Streams:
   """The batches of a step (docs/batch.md)."""
-  vision = experiment.model.vision
-  has_tower = not isinstance(vision, FeaturesConfig)
-  frame = (vision.image_size, vision.image_size, 3) if has_tower else (vision.positions, vision.width)
+  vision = experiment.vision
+  has_features = isinstance(vision, FeaturesConfig)
+  size = getattr(vision, "image_size", 0)
+  frame = (vision.positions, vision.width) if has_features else (size, size, 3)
   shapes = {}
   for name, stream in experiment.stream_configs.items():
-    text, media = (stream.batch_size, stream.length), (stream.batch_size, stream.media, stream.frames)
+    text, media = (stream.batch_size, stream.length), (stream.batch_size, stream.slots, stream.frames)
     shapes[name] = dict(
       tokens=jax.ShapeDtypeStruct(text, jnp.int32),
       segments=jax.ShapeDtypeStruct(text, jnp.int32),
       loss_weights=jax.ShapeDtypeStruct(text, jnp.float32),
-      media=jax.ShapeDtypeStruct((*media, *frame), jnp.uint8 if has_tower else jnp.bfloat16),
+      media=jax.ShapeDtypeStruct((*media, *frame), jnp.bfloat16 if has_features else jnp.uint8),
       media_mask=jax.ShapeDtypeStruct(media, jnp.bool_),
       media_index=jax.ShapeDtypeStruct(text, jnp.int32),
     )

@@ -12,16 +12,18 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import content_hash, load_model
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig, grouped
-from flamingo_jax.models.language.decoder import DecoderConfig, group_layers
+from flamingo_jax.models.language.decoder import DecoderConfig, group_layers, ungroup_layers
+from flamingo_jax.models.language_model import LanguageModelConfig
 from flamingo_jax.models.parameters import Parameters, flat
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.models.vision.vit import VitConfig, resize_positions
-from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.checkpoints import FOLDER, load_trainable
 from flamingo_jax.training.loop import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.step import is_trainable
 from launch.config import convert
 
+ModelConfig = FlamingoConfig | ContrastiveConfig | LanguageModelConfig
 Found = tuple[dict[str, np.ndarray], str]  # parameters by path, and the hash of where they came from
 
 
@@ -34,7 +36,7 @@ class FrozenConfig:
 
 
 def read_pretrained(
-  model: FlamingoConfig | ContrastiveConfig,
+  model: ModelConfig,
   objective: Objective,
   training: TrainingConfig,
   sources: FrozenConfig,
@@ -63,7 +65,7 @@ def read_pretrained(
 
 def read_part(
   part: str,
-  model: FlamingoConfig | ContrastiveConfig,
+  model: ModelConfig,
   objective: Objective,
   training: TrainingConfig,
   sources: FrozenConfig,
@@ -74,8 +76,10 @@ def read_part(
   return random_part(objective, training, prefix) if source == "random" else read(model, source)
 
 
-def parts_of(model: FlamingoConfig | ContrastiveConfig) -> dict[str, tuple[str, Callable[..., Found]]]:
+def parts_of(model: ModelConfig) -> dict[str, tuple[str, Callable[..., Found]]]:
   """The frozen parts of a model: how their paths begin, and what reads them."""
+  if isinstance(model, LanguageModelConfig):
+    return {}
   if isinstance(model, ContrastiveConfig):
     return dict(language=("text/embeddings", read_embeddings))
   language = dict(language=("language/", read_language))
@@ -106,9 +110,7 @@ def read_tower(source: str) -> tuple[Parameters, dict, str]:
   return tower, made_with, content_hash({f"vision/{path}": array for path, array in tower.items()})
 
 
-def fitted_tower(
-  tower: Parameters, made_with: dict, model: FlamingoConfig | ContrastiveConfig, source: str
-) -> Parameters:
+def fitted_tower(tower: Parameters, made_with: dict, model: ModelConfig, source: str) -> Parameters:
   """A vision tower, or those of its parameters that are trained, by our model's paths and at its image size."""
   if not tower or isinstance(model.vision, FeaturesConfig):
     return {}
@@ -128,27 +130,55 @@ def at_size(tower: Parameters, made_with: dict, config: VisionConfig) -> Paramet
   return tower | {"position_embeddings": np.asarray(table)}
 
 
-def read_language(model: FlamingoConfig, source: str) -> Found:
-  """A language model: an imported one, or an imported Flamingo's, its layers cut into the groups between gated ones."""
-  stored, described = load_model(source)
-  language, made_with = part_of(source, stored, described, "language")
+def read_language(model: FlamingoConfig | LanguageModelConfig, source: str) -> Found:
+  """A language model, as our model takes it: its layers cut into the groups between gated ones."""
+  language, made_with, digest = stored_language(source)
   ours = dataclasses.asdict(model.language)
   extra = {"extra_tokens": ours["extra_tokens"]}
   check_architecture(source, "model.language", as_config(DecoderConfig, made_with | extra, source), ours)
   own = {p: array for p, array in language.items() if not p.startswith(("gated_cross_attention/", "extra_"))}
-  layered = group_layers(own, model.language.layers, model.cross_attention)
-  return {f"language/{path}": array for path, array in layered.items()}, described["hash"]
+  gated = model.cross_attention if isinstance(model, FlamingoConfig) else None
+  layered = group_layers(own, model.language.layers, gated)
+  return {f"language/{path}": array for path, array in layered.items()}, digest
+
+
+def stored_language(source: str) -> tuple[Parameters, dict, str]:
+  """A language model, its layers in one stack, what it was made with, and a hash: an imported one, an imported
+  Flamingo's, or that of a finished language run.
+
+  Raises:
+    UserError: there is none, or a run of another objective.
+  """
+  if not (pathlib.Path(source) / FOLDER).is_dir():
+    stored, described = load_model(source)
+    return *part_of(source, stored, described, "language"), described["hash"]
+  trained, _, _ = load_trainable(source)
+  config = config_of(source)
+  if config.get("objective") != "language":
+    raise UserError(
+      f"{source}: holds a {config.get('objective')} run; a language model comes from a language run, or from a folder "
+      "that `flamingo import` wrote."
+    )
+  language = ungroup_layers(below(trained, "language/"))
+  return language, config["model"]["language"], content_hash(language)
 
 
 def read_embeddings(model: ContrastiveConfig, source: str) -> Found:
-  """The token embeddings of an imported language model, for the text tower."""
-  stored, _ = load_model(source)
+  """The token embeddings of a language model, for the text tower; none where it begins with fresh ones."""
+  if not source:
+    return {}, content_hash({})
+  stored, _, _ = stored_language(source)
   embeddings = {"text/embeddings": stored["embeddings"]}
   return embeddings, content_hash(embeddings)
 
 
-def read_start(model: FlamingoConfig | ContrastiveConfig, source: str) -> tuple[Parameters, dict]:
-  """All parameters of an imported Flamingo, or the trained ones of a run, and what its vision encoder was made with."""
+def read_start(model: ModelConfig, source: str) -> tuple[Parameters, dict]:
+  """All parameters of an imported Flamingo, or the trained ones of a run, and what its vision encoder was made with.
+
+  Of a language model, all parameters of one; it has no vision encoder.
+  """
+  if isinstance(model, LanguageModelConfig):
+    return read_language(model, source)[0], {}
   if not is_model_folder(source):
     return load_trainable(source)[0], config_of(source)["model"]["vision"]
   stored, described = load_model(source)

@@ -161,7 +161,7 @@ def text_findings(stream: Stream, example: Example, rows: list[Row]) -> Iterator
   without = sum(not stream.weights(row).any() for row in rows)
   if without:
     yield NO_LOSS if without == len(rows) else SOME_NO_LOSS, None, example.source
-  if not example.media:
+  if not example.media and stream.config.layout != "text":
     yield NO_MEDIA, None, example.source
 
 
@@ -197,7 +197,7 @@ def telling_rows(stream: Stream, example: Example) -> Iterator[Row]:
   """
   length = stream.config.length
   row = stream.text(example, TextDraw(), length)
-  if stream.config.layout == "pairs":
+  if stream.config.layout != "interleaved":
     yield row
     return
   chunks = stream.chunks(example)

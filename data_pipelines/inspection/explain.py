@@ -144,7 +144,7 @@ def explain_all(stream: Stream, index: int, start: float) -> Explanation:
 
 def possible(stream: Stream) -> dict[str, float]:
   """How likely either phi is; one that never is used is left out."""
-  if stream.config.layout == "pairs" or not stream.training:
+  if stream.config.layout != "interleaved" or not stream.training:
     return {PREVIOUS: 1.0}
   chances = {PREVIOUS: 1 - stream.config.p_next, NEXT: stream.config.p_next}
   return {name: chance for name, chance in chances.items() if chance > 0}
@@ -163,7 +163,7 @@ def explain(
     raise UserError(f"{shard}:{record} is left out of the stream: {error.cause} ({error.detail}).") from error
   one, drawn = next(iter(rows.values())), next(iter(draws.values()))
   page = whole_text(stream, example, drawn)
-  first = int(drawn.start * windows(page, room)) if stream.config.layout == "interleaved" else 0
+  first = int(drawn.start * windows(page, room)) if stream.config.layout != "pairs" else 0
   weights = stream.weights(one)
   readers = {name: text_readers(row, weights, stream.tokenizer) for name, row in rows.items()}
   return Explanation(
@@ -185,7 +185,7 @@ def explain(
 
 
 def whole_text(stream: Stream, example: Example, drawn: TextDraw) -> list[int]:
-  """All tokens of a page, or of a pair, without <BOS>."""
+  """All tokens of a page, a pair or a document, without <BOS>."""
   if stream.config.layout == "interleaved":
     return document(stream.chunks(example), stream.tokenizer)
   unlimited = np.iinfo(np.int32).max

@@ -74,16 +74,21 @@ def loss_sums(objective: Objective, parameters: Parameters, batch: dict[str, jax
   return {"loss": (loss.total, loss.weight)} | loss.parts
 
 
-def evaluate_contrastive(objective: Objective, held_out: Batches) -> Callable[[Parameters, Mesh, bool], dict]:
-  """Held-out loss and in-batch retrieval of each stream."""
+def evaluate_language(objective: Objective, held_out: Batches) -> Callable[[Parameters, Mesh, bool], dict]:
+  """Held-out loss of each stream, in nats a token, and what it is the logarithm of: the perplexity.
+
+  The baseline has no `text_loss`, which would stand for a frozen language model's.
+  """
   meter = LossMeter(objective)
 
   def evaluate(parameters: Parameters, mesh: Mesh, baseline: bool) -> dict[str, float]:
-    return {
-      f"heldout/{part}/{name}": value
-      for name, batches in held_out.items()
-      for part, value in meter(parameters, batches, mesh).items()
-    }
+    metrics = {}
+    for name, batches in held_out.items():
+      means = meter(parameters, batches, mesh)
+      metrics |= {f"heldout/{part}/{name}": means[part] for part in (("loss",) if baseline else means)}
+      with np.errstate(over="ignore"):  # of a run that diverges it may be infinite
+        metrics[f"heldout/perplexity/{name}"] = float(np.exp(means["loss"]))
+    return metrics
 
   return evaluate
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from flamingo_jax.ops.attention import present_mask
 from flamingo_jax.ops.layers import CrossAttention, FeedForward, layer_norm
+from flamingo_jax.ops.remat import rematerialized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Encoder(nn.Module):
   config: EncoderConfig
   dtype: jnp.dtype
   implementation: str = "auto"  # of attention
+  remat: str = "none"  # a name of ops.remat
 
   @nn.compact
   def __call__(self, x, present=None):
     config = self.config
     mask = None if present is None else present_mask(present, queries=x.shape[1])
     layers = nn.scan(
-      EncoderLayer,
+      rematerialized(EncoderLayer, self.remat),
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=nn.broadcast,

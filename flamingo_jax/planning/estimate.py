@@ -9,9 +9,10 @@ from jax.sharding import Mesh
 
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.language_model import LanguageModelConfig
 from flamingo_jax.planning import hlo
 from flamingo_jax.planning.collectives import bytes_by_kind, collectives, interconnect_seconds
-from flamingo_jax.planning.flops import Flops, contrastive_flops, flamingo_flops, total
+from flamingo_jax.planning.flops import Flops, contrastive_flops, flamingo_flops, language_flops, total
 from flamingo_jax.planning.step import Streams
 from flamingo_jax.planning.topologies import Generation
 from flamingo_jax.planning.work import memory_bytes, product_flops
@@ -94,7 +95,7 @@ class Estimate:
 
 def estimate(
   compiled: jax.stages.Compiled,
-  model: FlamingoConfig | ContrastiveConfig,
+  model: FlamingoConfig | ContrastiveConfig | LanguageModelConfig,
   trained: tuple[str, ...],
   streams: Streams,
   mesh: Mesh,
@@ -131,10 +132,15 @@ def estimate(
 
 
 def model_flops(
-  model: FlamingoConfig | ContrastiveConfig, trained: tuple[str, ...], streams: Streams
+  model: FlamingoConfig | ContrastiveConfig | LanguageModelConfig, trained: tuple[str, ...], streams: Streams
 ) -> dict[str, Flops]:
   """The operations of one step by part of the model, all streams together."""
-  count = flamingo_flops if isinstance(model, FlamingoConfig) else contrastive_flops
+  counts = {
+    FlamingoConfig: flamingo_flops,
+    ContrastiveConfig: contrastive_flops,
+    LanguageModelConfig: language_flops,
+  }
+  count = counts[type(model)]
   parts: dict[str, Flops] = {}
   for shapes in streams.shapes.values():
     sizes = {name: shape.shape for name, shape in shapes.items()}

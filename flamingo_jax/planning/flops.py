@@ -17,6 +17,7 @@ from flamingo_jax.models.encoder import EncoderConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig, plan_groups
+from flamingo_jax.models.language_model import LanguageModelConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
@@ -86,7 +87,16 @@ def flamingo_flops(config: FlamingoConfig, shapes: dict[str, tuple[int, ...]], t
     resampler = config.resampler
     parts["resampler"] = resample(resampler, rows * slots, frames * vision.positions, width, trained, seen)
     seen, latents, width = seen or trained("resampler/"), resampler.latents, resampler.output_width or width
-  return parts | decode(config, (rows, length), (slots * latents, width), trained, seen)
+  text, media = (rows, length), (slots * latents, width)
+  return parts | decode(config.language, config.cross_attention, text, media, trained, seen)
+
+
+def language_flops(
+  config: LanguageModelConfig, shapes: dict[str, tuple[int, ...]], trained: Trained
+) -> dict[str, Flops]:
+  """The same for a language model on its own."""
+  parts = decode(config.language, None, shapes["tokens"], (0, 0), trained, seen=False)
+  return {"language model": parts["language model"]}
 
 
 def contrastive_flops(
@@ -122,10 +132,14 @@ def contrastive_flops(
 
 
 def decode(
-  config: FlamingoConfig, text: tuple[int, int], media: tuple[int, int], trained: Trained, seen: bool
+  language: DecoderConfig,
+  gated: GatedCrossAttentionConfig | None,
+  text: tuple[int, int],
+  media: tuple[int, int],
+  trained: Trained,
+  seen: bool,
 ) -> dict[str, Flops]:
   """Language model and gated layers: text of (rows, length) that reads media of (latents a row, their width)."""
-  language, gated = config.language, config.cross_attention
   plan = plan_groups(language.layers, gated)
   stacks = [  # (where its parameters are, gated layers, plain layers)
     ("language/prefix/", "", 0, plan.prefix),

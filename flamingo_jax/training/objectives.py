@@ -5,11 +5,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, symmetric_loss
+from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, matching_loss, pairs_of
 from flamingo_jax.models.contrastive import initialize as initialize_contrastive
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.flamingo import initialize as initialize_flamingo
+from flamingo_jax.models.language_model import LanguageModel, LanguageModelConfig
+from flamingo_jax.models.language_model import initialize as initialize_language
 from flamingo_jax.models.parameters import Parameters, nested
 
 
@@ -52,22 +55,37 @@ def flamingo_objective(config: FlamingoConfig) -> Objective:
 
   def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
     likelihoods = model.apply(nested(parameters), batch, method=Flamingo.score)
-    weights = batch["loss_weights"][:, 1:]
-    text = weights * (batch["tokens"][:, 1:] < config.language.vocabulary)
-    parts = {"text_loss": (-(likelihoods * text).sum(), text.sum())}
-    return Loss(-(likelihoods * weights).sum(), weights.sum(), parts)
+    return next_token_loss(likelihoods, batch, config.language.vocabulary)
 
   return Objective("flamingo", lambda key: initialize_flamingo(config, key), loss)
 
 
+def language_objective(config: LanguageModelConfig) -> Objective:
+  """Next-token negative log-likelihood of text alone: how the language model comes to be that Flamingo freezes."""
+  model = LanguageModel(config)
+
+  def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
+    likelihoods = model.apply(nested(parameters), batch, method=LanguageModel.score)
+    return next_token_loss(likelihoods, batch, config.language.vocabulary)
+
+  return Objective("language", lambda key: initialize_language(config, key), loss)
+
+
+def next_token_loss(likelihoods: Float[Array, "B L-1"], batch: dict[str, jax.Array], vocabulary: int) -> Loss:
+  """The loss of all tokens that are learnt and, as `text_loss`, of those that the language model's own table has."""
+  weights = batch["loss_weights"][:, 1:]
+  text = weights * (batch["tokens"][:, 1:] < vocabulary)
+  parts = {"text_loss": (-(likelihoods * text).sum(), text.sum())}
+  return Loss(-(likelihoods * weights).sum(), weights.sum(), parts)
+
+
 def contrastive_objective(config: ContrastiveConfig) -> Objective:
-  """Symmetric image-text contrast over the batch (paper, appendix B.1.3)."""
+  """Image-text contrast over the batch, all devices together (paper, appendix B.1.3)."""
   model = Contrastive(config)
 
   def loss(parameters: Parameters, batch: dict[str, jax.Array]) -> Loss:
-    images, texts, temperature = model.apply(nested(parameters), batch)
-    paired = batch["media_mask"][:, 0, 0] & (batch["loss_weights"].sum(axis=1) > 0)
-    total, weight, right = symmetric_loss(images, texts, temperature, paired)
-    return Loss(total, weight, {"retrieval": (right, weight), "temperature": (temperature, jnp.ones(()))})
+    images, texts, scale = model.apply(nested(parameters), batch)
+    total, weight, right = matching_loss(config, images, texts, scale, pairs_of(batch))
+    return Loss(total, weight, {"retrieval": (right, weight), "temperature": (scale.temperature, jnp.ones(()))})
 
   return Objective("contrastive", lambda key: initialize_contrastive(config, key), loss)

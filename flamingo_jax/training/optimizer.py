@@ -3,7 +3,10 @@
 import dataclasses
 import re
 
+import jax
 import optax
+
+STACKED = re.compile("/(rest|layers)/")  # of an NFNet's stage, of a transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,8 +15,8 @@ class OptimizerConfig:
 
   learning_rate: float = 1e-4
   warmup_steps: int = 5000
-  # After warm-up: "constant" (the paper), "linear" to zero at the last step, or "exponential" to a tenth by then (its
-  # fine-tuning, appendix B.2.2).
+  # After warm-up: "constant" (the paper), "linear" to zero at the last step, or to a tenth by then: "exponential" (its
+  # fine-tuning, appendix B.2.2) or "cosine" (Chinchilla).
   schedule: str = "constant"
   weight_decay: float = 0.1
   no_decay: tuple[str, ...] = ("^resampler/", "norm/", "bias$", "gate$", "extra_")  # patterns of parameter paths
@@ -21,13 +24,15 @@ class OptimizerConfig:
   beta2: float = 0.999
   epsilon: float = 1e-8
   clip_norm: float = 1.0
+  adaptive_clip: float = 0.0  # largest norm of a unit's gradient, times that of its weights; 0: no such clipping
+  adaptive_clip_on: tuple[str, ...] = ()  # patterns of the paths that are clipped so, and not by `clip_norm`
 
 
 def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
   """What is wrong with the settings, one line a fault."""
   faults = []
-  if config.schedule not in ("constant", "linear", "exponential"):
-    faults.append(f"optimizer.schedule is {config.schedule!r}; it is 'constant', 'linear' or 'exponential'.")
+  if config.schedule not in ("constant", "linear", "exponential", "cosine"):
+    faults.append(f"optimizer.schedule is {config.schedule!r}; it is 'constant', 'linear', 'exponential' or 'cosine'.")
   if config.schedule != "constant" and config.warmup_steps >= total_steps:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps.")
   if config.warmup_steps < 0:
@@ -35,6 +40,13 @@ def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
   for field in ("learning_rate", "clip_norm"):
     if getattr(config, field) <= 0:
       faults.append(f"optimizer.{field} is {getattr(config, field)}; it is above 0.")
+  if config.adaptive_clip < 0:
+    faults.append(f"optimizer.adaptive_clip is {config.adaptive_clip}; it is above 0, or 0 for none.")
+  if (config.adaptive_clip > 0) != bool(config.adaptive_clip_on):
+    faults.append(
+      f"optimizer.adaptive_clip is {config.adaptive_clip} and optimizer.adaptive_clip_on {config.adaptive_clip_on}; "
+      "set both, or neither."
+    )
   return faults
 
 
@@ -46,19 +58,52 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     "constant": lambda: optax.constant_schedule(peak),
     "linear": lambda: optax.linear_schedule(peak, 0.0, total_steps - warmup),
     "exponential": lambda: optax.exponential_decay(peak, total_steps - warmup, 0.1),
+    "cosine": lambda: optax.cosine_decay_schedule(peak, total_steps - warmup, alpha=0.1),
   }[config.schedule]()
   return optax.join_schedules([rise, rest], [warmup])
 
 
 def decayed(config: OptimizerConfig, paths: list[str]) -> dict[str, bool]:
   """Which parameters weight decay touches."""
-  return {path: not any(re.search(pattern, path) for pattern in config.no_decay) for path in paths}
+  return {path: not matches(config.no_decay, path) for path in paths}
+
+
+def matches(patterns: tuple[str, ...], path: str) -> bool:
+  return any(re.search(pattern, path) for pattern in patterns)
+
+
+def adaptive_clip(limit: float, patterns: tuple[str, ...]) -> optax.GradientTransformation:
+  """Adaptive gradient clipping (Brock et al., 2021, section 4) of the parameters whose paths match.
+
+  The weights of each output are a unit. Layers that are looped over are stacked along a first axis, and each is clipped
+  for itself.
+  """
+  clip = optax.adaptive_grad_clip(limit)
+
+  def one(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    return clip.update(gradient, clip.init(parameter), parameter)[0]
+
+  def update(gradients, state, parameters):
+    clipped = {path: (jax.vmap(one) if STACKED.search(path) else one) for path in gradients if matches(patterns, path)}
+    return gradients | {path: way(gradients[path], parameters[path]) for path, way in clipped.items()}, state
+
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def clipping(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Of the global norm; where some parameters are clipped adaptively, of that of the others."""
+  of_norm = optax.clip_by_global_norm(config.clip_norm)
+  if not config.adaptive_clip:
+    return of_norm
+  patterns = config.adaptive_clip_on
+  others = optax.masked(of_norm, lambda gradients: {path: not matches(patterns, path) for path in gradients})
+  return optax.chain(adaptive_clip(config.adaptive_clip, patterns), others)
 
 
 def make_optimizer(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
   """Clips once, on the sum of all streams' gradients, then AdamW with `rate`, such as from `learning_rate`."""
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
+    clipping(config),
     optax.adamw(
       rate,
       b1=config.beta1,

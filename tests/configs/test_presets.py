@@ -216,3 +216,26 @@ def test_the_mesh_divides_every_parameter(name):
   query = shardings["language/groups/gated_cross_attention/attention/query/kernel"]
   assert "model" in query.spec
   assert all(config.batch_size % mesh.fsdp == 0 for config in run.stream_configs.values())
+
+
+@pytest.mark.parametrize("name", ["contrastive_nfnet_f6", "contrastive_vit_l14"])
+def test_contrastive_training_has_the_papers_batch_and_trains_everything(name):
+  run = experiment(name)
+  assert {config.batch_size for config in run.stream_configs.values()} == {16_384}
+  assert len(run.stream_configs) == 2
+  rows = comparison(name)
+  assert rows["total"].frozen == 0
+  encoder = experiment("flamingo_3b" if name == "contrastive_nfnet_f6" else "openflamingo_3b").model.vision
+  assert dataclasses.replace(run.model.vision, image_size=encoder.image_size) == encoder
+  check_fit(run.objective(), run.training, run.rows, 512)
+
+
+def test_the_papers_vision_encoder_is_trained_as_the_paper_says():
+  """Appendix B.1.3: joint width, smoothing, Adam from 1e-3 to zero, what is clipped how, 1.2M updates at 288 pixels."""
+  run = experiment("contrastive_nfnet_f6")
+  model, optimizer = run.model, run.training.optimizer
+  assert (model.joint_width, model.label_smoothing, model.vision.image_size) == (1376, 0.1, 288)
+  assert (optimizer.learning_rate, optimizer.schedule, optimizer.weight_decay) == (1e-3, "linear", 0.0)
+  assert (optimizer.adaptive_clip, optimizer.clip_norm, run.training.total_steps) == (1e-2, 10.0, 1_200_000)
+  text = comparison("contrastive_nfnet_f6")["text encoder"].count
+  assert text == pytest.approx(109.5e6, rel=0.01)  # BERT-base

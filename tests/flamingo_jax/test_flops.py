@@ -11,6 +11,7 @@ from flamingo_jax.models.encoder import EncoderConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
+from flamingo_jax.models.language_model import LanguageModelConfig
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.nfnet import NfnetConfig
@@ -20,7 +21,7 @@ from flamingo_jax.planning.estimate import model_flops
 from flamingo_jax.planning.flops import total
 from flamingo_jax.planning.step import Streams
 from flamingo_jax.planning.work import product_flops
-from flamingo_jax.training.objectives import contrastive_objective, flamingo_objective
+from flamingo_jax.training.objectives import contrastive_objective, flamingo_objective, language_objective
 from flamingo_jax.training.step import is_trainable
 
 ADAPTERS = ("^resampler/", "/gated_cross_attention/")
@@ -53,10 +54,19 @@ CONTRASTIVE = ContrastiveConfig(
   dtype="float32",
   attention="xla",
 )
+LANGUAGE = LanguageModelConfig(
+  dataclasses.replace(MODEL.language, extra_tokens=0), dtype="float32", attention="xla", remat="none"
+)
+OBJECTIVES = {
+  FlamingoConfig: flamingo_objective,
+  ContrastiveConfig: contrastive_objective,
+  LanguageModelConfig: language_objective,
+}
 CASES = {
   "adapters": (MODEL, ADAPTERS),
   "everything": (MODEL, ("",)),
   "a prefix, a ragged tail, relative positions": (RAGGED, ADAPTERS),
+  "language": (LANGUAGE, ("^language/",)),
 }
 PRODUCTS = {
   "nfnet": (NFNET, ADAPTERS),
@@ -65,7 +75,10 @@ PRODUCTS = {
 
 
 def batch_of(model, rows: int = 2, length: int = 33) -> dict[str, jax.ShapeDtypeStruct]:
-  side, media = model.vision.image_size, (rows, 2, 2) if isinstance(model, FlamingoConfig) else (rows, 1, 1)
+  side = 0 if model is LANGUAGE else model.vision.image_size
+  media = {FlamingoConfig: (rows, 2, 2), ContrastiveConfig: (rows, 1, 1), LanguageModelConfig: (rows, 0, 1)}[
+    type(model)
+  ]
   shapes = dict(
     tokens=((rows, length), jnp.int32),
     segments=((rows, length), jnp.int32),
@@ -79,7 +92,7 @@ def batch_of(model, rows: int = 2, length: int = 33) -> dict[str, jax.ShapeDtype
 
 def gradient(model, patterns: tuple[str, ...]):
   """The compiled loss and gradient of one batch, and the paths of trained parameters."""
-  objective = flamingo_objective(model) if isinstance(model, FlamingoConfig) else contrastive_objective(model)
+  objective = OBJECTIVES[type(model)](model)
   shapes = flat(jax.eval_shape(objective.initialize, jax.random.key(0)))
   trained = {path: shape for path, shape in shapes.items() if is_trainable(path, patterns)}
   frozen = {path: shape for path, shape in shapes.items() if path not in trained}

@@ -7,7 +7,6 @@ import pytest
 
 from flamingo_jax.evaluation.held_out import (
   LossMeter,
-  evaluate_contrastive,
   evaluate_flamingo,
   gates,
   no_media,
@@ -200,5 +199,3 @@ def test_means_are_over_all_batches_and_not_of_their_means(mesh):
   found = LossMeter(objective)(jax.device_put(parameters), batches, mesh)
   values, weights = (np.concatenate([batch[name] for batch in batches]) for name in ("values", "weights"))
   assert found == pytest.approx({"loss": 2 * np.average(values, weights=weights), "none": 0.0}, rel=1e-5)
-  named = evaluate_contrastive(objective, {"captions": batches})(parameters, mesh, False)
-  assert named == {"heldout/loss/captions": found["loss"], "heldout/none/captions": 0.0}

@@ -92,6 +92,27 @@ def test_a_step_is_compiled_for_a_slice(tmp_path):
 
 
 @needs_libtpu
+def test_a_contrastive_step_hands_embeddings_round_and_gathers_none(tmp_path):
+  """Each chip sends its embeddings to the next one, forward, and backward once more with their gradients."""
+  small = ("model.vision.layers=1", "model.text.layers=1", "model.dtype=bfloat16", "mesh.replica=4")
+  finished = plan(
+    "--config=configs/quickstart_vision.py",
+    *(f"--config.{setting}" for setting in small),
+    "--json",
+    folder=tmp_path,
+    what="--topology=v5e:2x2",
+  )
+  assert finished.returncode == 0, finished.stderr
+  cost = json.loads(finished.stdout)
+  rows, width, turns = 96 // 4, 256, 4
+  embeddings = 4 * rows * width
+  sent = cost["collective_bytes_per_chip"]
+  assert "all-gather" not in sent
+  assert 3 * turns * embeddings <= sent["collective-permute"] < 3.2 * turns * embeddings
+  assert cost["peak_bytes_per_chip"] < cost["usable_bytes"]
+
+
+@needs_libtpu
 def test_a_step_that_does_not_fit_names_numbers_and_meshes_that_would(tmp_path):
   wide = [f"--config.model.language.{name}" for name in ("width=8192", "feed_forward_width=65536", "layers=6")]
   finished = plan("--config=configs/tiny.py", *wide, folder=tmp_path, what="--topology=v5e:2x2")

@@ -11,11 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, UInt8
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.vision.pixels import normalize
 from flamingo_jax.ops.layers import linear
+from flamingo_jax.ops.remat import PRODUCT, rematerialized
 
 VARIANTS = {f"F{number}": number + 1 for number in range(7)}  # how many times as deep as F0
 ALPHA = 0.2  # by how much a block's branch adds to the standard deviation
@@ -63,6 +65,7 @@ class Nfnet(nn.Module):
 
   config: NfnetConfig
   dtype: jnp.dtype
+  remat: str = "none"  # a name of ops.remat
 
   def __call__(self, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B S V"]:
     return self.encode(normalize(pixels, self.config.pixel_mean, self.config.pixel_deviation))
@@ -74,7 +77,7 @@ class Nfnet(nn.Module):
     x = Stem(config.widths[0] // 2, self.dtype, name="stem")(images.astype(self.dtype))
     variance = 1.0
     for index, blocks in enumerate(config.blocks):
-      x = Stage(config, index, variance, self.dtype, name=f"stage_{index}")(x)
+      x = Stage(config, index, variance, self.dtype, self.remat, name=f"stage_{index}")(x)
       variance = 1 + blocks * ALPHA**2
     if config.final_conv:
       x = activate(StandardizedConv(config.width, 1, self.dtype, name="final_conv")(x))
@@ -107,17 +110,18 @@ class Stage(nn.Module):
   index: int
   variance: float
   dtype: jnp.dtype
+  remat: str
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
     width, blocks = self.config.widths[self.index], self.config.blocks[self.index]
     sizes = dict(width=width, group_width=self.config.group_width, dtype=self.dtype)
-    stride = 1 if self.index == 0 else 2
-    x, _ = Block(**sizes, stride=stride, projects=True, name="first")(x, jnp.float32(self.variance**-0.5))
+    stride, block = 1 if self.index == 0 else 2, rematerialized(Block, self.remat)
+    x, _ = block(**sizes, stride=stride, projects=True, name="first")(x, jnp.float32(self.variance**-0.5))
     if blocks == 1:
       return x
     rest = nn.scan(
-      Block,
+      block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       length=blocks - 1,
@@ -211,7 +215,7 @@ class StandardizedConv(nn.Module):
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
       feature_group_count=self.groups,
     )
-    return out + bias.astype(self.dtype)
+    return checkpoint_name(out, PRODUCT) + bias.astype(self.dtype)
 
   def vector(self, name: str, start: nn.initializers.Initializer) -> Array:
     return self.param(name, nn.with_logical_partitioning(start, ("conv_out",)), (self.features,))

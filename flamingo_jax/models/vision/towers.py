@@ -32,11 +32,20 @@ class Features(nn.Module):
 VisionConfig = VitConfig | NfnetConfig | FeaturesConfig
 
 
-def vision_tower(config: VisionConfig, dtype: jnp.dtype, implementation: str = "auto") -> nn.Module:
-  """The module of a config: uint8 pixels [B, H, W, 3] (or features) to [B, S, V]; `implementation` is of attention."""
+def vision_tower(
+  config: VisionConfig, dtype: jnp.dtype, implementation: str = "auto", remat: str = "none"
+) -> nn.Module:
+  """The module of a config: uint8 pixels [B, H, W, 3] (or features) to [B, S, V].
+
+  Args:
+    config: of the encoder.
+    dtype: of the computation.
+    implementation: of attention.
+    remat: a name of ops.remat, for an encoder that is trained.
+  """
   if isinstance(config, VitConfig):
-    return Vit(config, dtype, implementation)
-  return {NfnetConfig: Nfnet, FeaturesConfig: Features}[type(config)](config, dtype)
+    return Vit(config, dtype, implementation, remat)
+  return Nfnet(config, dtype, remat) if isinstance(config, NfnetConfig) else Features(config, dtype)
 
 
 def example_media(config: VisionConfig) -> Array:

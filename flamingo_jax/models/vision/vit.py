@@ -42,6 +42,7 @@ class Vit(nn.Module):
   config: VitConfig
   dtype: jnp.dtype
   implementation: str = "auto"  # of attention
+  remat: str = "none"  # a name of ops.remat
 
   def __call__(self, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B S V"]:
     return self.encode(normalize(pixels, self.config.pixel_mean, self.config.pixel_deviation))
@@ -60,7 +61,7 @@ class Vit(nn.Module):
     x = x + self.embeddings("position_embeddings", ("positions", "embed"), (rows, config.width))
     if config.pre_norm:
       x = layer_norm(dtype=self.dtype, epsilon=config.norm_epsilon, name="pre_norm")(x)
-    x = Encoder(config, self.dtype, self.implementation, name="encoder")(x)
+    x = Encoder(config, self.dtype, self.implementation, self.remat, name="encoder")(x)
     return x[:, rows - config.positions :]
 
   def embeddings(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> Array:
