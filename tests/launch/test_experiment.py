@@ -95,7 +95,7 @@ def test_all_sources_of_a_stream_are_opened(tiny, quickstart_data):
 
 
 def test_another_objective_is_refused_with_those_that_are(tiny):
-  assert faults_of(tiny | {"objective": "gan"}) == ["objective is 'gan'; it is one of flamingo, contrastive."]
+  assert faults_of(tiny | {"objective": "gan"}) == ["objective is 'gan'; it is one of flamingo, contrastive, language."]
 
 
 def test_faults_of_every_group_are_said_at_once(tiny):

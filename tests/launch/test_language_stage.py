@@ -20,7 +20,10 @@ from launch.reporting import write_report
 from launch.train import run, train_config
 
 CONFIG = "configs/tiny_language.py"
-SHORT = {"total_steps": "12", "evaluate_every": "6", "checkpoint.every": "6", "streams.pages.batch_size": "4"}
+SHORT = {
+  **{"total_steps": "12", "evaluate_every": "6", "checkpoint.every": "6", "streams.pages.batch_size": "4"},
+  **{"model.language.layers": "2", "model.remat": "none"},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +54,7 @@ def flamingo(quickstart_data, language: pathlib.Path | str, **changes) -> Experi
   config = load_config("configs/tiny.py", {})
   config |= dict(total_steps=1, evaluate_every=1, frozen=dict(vision="random", language=str(language))) | changes
   config["tokenizer"]["path"] = str(quickstart_data / "language_model")
+  config["model"]["remat"], config["model"]["language"]["layers"] = "none", 2
   captions = config["streams"]["captions"] | dict(batch_size=2, length=12)
   config["streams"] = dict(captions=captions | dict(source=str(quickstart_data / "streams" / "captions")))
   return read_experiment(config, "test")
