@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -30,16 +31,17 @@ def surroundings(mesh: Mesh) -> dict[str, object]:
 
 def source_commit() -> str:
   """The git commit of this package's source, with a plus where files differ from it; empty where git has none of it."""
-  here = pathlib.Path(__file__)
-  try:
-    if git(here, "ls-files", "--error-unmatch", here.name) is None:
-      return ""
-    return (git(here, "rev-parse", "HEAD") or "") + "+" * bool(git(here, "status", "--porcelain", "-uno"))
-  except FileNotFoundError:  # no git on this machine
+  name = pathlib.Path(__file__).name
+  if git("ls-files", "--error-unmatch", name) is None:
     return ""
+  return (git("rev-parse", "HEAD") or "") + "+" * bool(git("status", "--porcelain", "-uno"))
 
 
-def git(here: pathlib.Path, *arguments: str) -> str | None:
-  """What git prints in the folder of a file; None where it fails."""
-  done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=False)
+def git(*arguments: str) -> str | None:
+  """What git prints in the folder of this file; None where there is no git, or it fails."""
+  program = shutil.which("git")
+  if program is None:
+    return None
+  here = pathlib.Path(__file__).parent
+  done = subprocess.run([program, *arguments], cwd=here, capture_output=True, text=True, check=False)
   return done.stdout.strip() if done.returncode == 0 else None
