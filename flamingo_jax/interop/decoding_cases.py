@@ -58,18 +58,17 @@ def written(
   prompt = arrays["prompt"].shape[1]
   limit = max(arrays[name].shape[1] for name in ("greedy", "greedy_uncached")) - prompt
   limits = dict(new_tokens=limit, stop=(end,))
-  greedy = decode(config, weights, cache, **limits).tokens
-  beams = search(config, weights, cache, **limits, beams=Beams(WIDTH, LENGTH_PENALTY)).best().tokens
+  greedy = decode(config, weights, cache, **limits).lists()
+  beams = search(config, weights, cache, **limits, beams=Beams(WIDTH, LENGTH_PENALTY)).best().lists()
   rules = Rules((end,), (), False, limit, LENGTH_PENALTY)
   findings = []
   for name, ours in (("greedy", greedy), ("greedy_uncached", greedy), ("beam3", beams)):
     cached = case.sizes["lm_config"].get("use_cache", True) if name == "beam3" else name == "greedy"
     width = WIDTH if name == "beam3" else 1
     theirs, strayed = as_they_do(config, rules, width, cached, weights, batch, cache, image)
-    found = np.asarray(theirs if strayed else ours)[:, :limit].tolist()
-    expected = [ids.ours(row[prompt:]).tolist() for row in arrays[name]]
-    pairs = zip(found, expected, strict=True)
-    findings.append(equal(name, all(before(row, end) == before(other, end) for row, other in pairs), True))
+    found = [before(row, end) for row in np.asarray(theirs)[:, :limit].tolist()] if strayed else ours
+    expected = [before(ids.ours(row[prompt:]).tolist(), end) for row in arrays[name]]
+    findings.append(equal(name, found == expected, True))
   return findings
 
 
