@@ -77,7 +77,6 @@ def run_quickstart(options) -> None:
 def run_train(options) -> None:
   from launch.devices import joined, keep_compiled
   from launch.replay import replay
-  from launch.reproduce import reproduce
   from launch.train import read_resume, train_config
 
   check_train(options)
@@ -86,6 +85,8 @@ def run_train(options) -> None:
     if options.replay:
       replay(options.replay, options.overrides)
     elif options.reproduce:
+      from launch.reproduce import reproduce
+
       reproduce(options.reproduce, options.overrides, options.workdir, BEGAN)
     else:
       resume = read_resume(options.allow_changed, options.rewind, options.skip_steps, BEGAN)

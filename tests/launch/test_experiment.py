@@ -140,7 +140,7 @@ def changed(config: dict, path: str, value) -> dict:
     ("optimizer.no_decay", ("*norm",)),
     ("optimizer.clip_norm", 0.0),
     ("optimizer.warmup_steps", -1),
-    ("optimizer.schedule", "cosine"),
+    ("optimizer.schedule", "cubic"),
     ("optimizer.learning_rate", 0.0),
     ("frozen.language", ""),
     ("frozen.vision", ""),
