@@ -233,8 +233,9 @@ def anchored(config: dict) -> dict:
     *((config.get("frozen", {}), part) for part in ("vision", "language")),
     (config, "start"),
   ]
-  benchmarks = config.get("zero_shot", {})
-  groups += [(benchmark, "folder") for benchmark in benchmarks.values()] if isinstance(benchmarks, dict) else []
+  few_shot = config.get("few_shot", {})
+  for benchmarks in (config.get("zero_shot"), few_shot.get("benchmarks") if isinstance(few_shot, dict) else None):
+    groups += [(benchmark, "folder") for benchmark in benchmarks.values()] if isinstance(benchmarks, dict) else []
   streams = config.get("streams", {})
   groups += [(stream, "source") for stream in streams.values()] if isinstance(streams, dict) else []
   for group, field in groups:

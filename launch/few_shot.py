@@ -1,6 +1,7 @@
 """Few-shot evaluation with files and a tokenizer: what `flamingo evaluate` and evaluations during training share."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -48,8 +49,14 @@ def build_few_shot(group: dict, where: str, faults: list[str], control: str = ""
   here = join(where, "benchmarks")
   benchmarks = {name: build(BenchmarkConfig, fields, join(here, name), faults) for name, fields in given.items()}
   if len(faults) == before:
+    benchmarks = {name: anchored(config) for name, config in benchmarks.items()}
     faults += check_few_shot(where and f"{where}.", config, benchmarks, control)
   return FewShot(config, benchmarks) if len(faults) == before else None
+
+
+def anchored(config: BenchmarkConfig) -> BenchmarkConfig:
+  """With the folder's path from the root, so that a report finds the pictures wherever it is written."""
+  return dataclasses.replace(config, folder=str(pathlib.Path(config.folder).absolute()))
 
 
 def read_benchmarks(benchmarks: dict[str, BenchmarkConfig]) -> list[Benchmark]:

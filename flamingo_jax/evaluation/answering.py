@@ -85,7 +85,7 @@ class Model:
     chunks, query = chunks_of(prompt)
     left = self.limits.context - 1 - len(self.tokens(query)) - after
     lengths = np.cumsum([len(self.tokens(chunk)) for chunk in reversed(chunks)])
-    return None if left >= lengths.max(initial=0) else max(int((lengths <= left).sum()), 0)
+    return None if left >= lengths.max(initial=0) else int((lengths <= left).sum())
 
   def write(self, prompts: Sequence[Prompt], speech: Speech, *, shared: bool = False) -> list[str]:
     """The text that follows each prompt, up to the first `<EOC>` or the document's end.

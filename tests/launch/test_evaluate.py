@@ -188,7 +188,7 @@ def test_evaluations_during_training_score_as_this_command_does(work, evaluated)
 def test_shipped_evaluations_are_whole(name):
   path = f"configs/evaluation/{name}.py"
   benchmarks = read_evaluation(load_config(path, {}), path).few_shot.benchmarks
-  assert all(isinstance(config, BenchmarkConfig) for config in benchmarks.values())
+  assert all(pathlib.Path(config.folder).is_absolute() for config in benchmarks.values())
   if name == "paper":
     assert set(benchmarks) == {*FLAMINGO_3B, "kinetics"}
     assert benchmarks["visdial"].shots == (0, 4, 8, 16) and benchmarks["coco"].shots == (0, 4, 8, 16, 32)
@@ -202,6 +202,9 @@ def test_a_run_refuses_benchmarks_that_cannot_be():
   config["few_shot"]["benchmarks"]["coco"].pop("shotz")
   with pytest.raises(UserError, match=r"few_shot\.benchmarks\.coco\.beams is 0"):
     read_experiment(config, "tiny")
+  config["few_shot"]["benchmarks"]["coco"].pop("beams")
+  [kept] = read_experiment(config, "tiny").raw["few_shot"]["benchmarks"].values()
+  assert kept["folder"] == str(pathlib.Path("data/coco").absolute())
 
 
 def fails(capsys, *arguments: str) -> str:
