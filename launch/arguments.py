@@ -3,6 +3,7 @@
 import argparse
 
 from flamingo_jax import __version__
+from launch import launchers
 from launch.data_build import KINDS, SUMMARIES, add_options, positive
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
@@ -49,15 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
     verbs, "launch", "train in processes that are started again whenever they die, until the run is done",
     "flamingo launch --on=local --processes=2 --config=configs/tiny.py --workdir=runs/mine",
   )  # fmt: skip
-  launch.add_argument("--on", required=True, choices=("local",), help="where the processes run")
   launch.add_argument("--config", required=True, help="a Python file with get_config()")
   launch.add_argument("--workdir", required=True, help="as for train; logs go to WORKDIR.logs")
   launch.add_argument("--allow-changed", default="", metavar="NAMES", help=ALLOW_CHANGED_HELP)
-  launch.add_argument("--processes", type=positive, default=1, help="of the job (%(default)s)")
-  launch.add_argument("--devices", type=positive, help="virtual CPU devices of each process (those of the machine)")
-  launch.add_argument("--restarts", type=int, default=5, help="in a row without a new step (%(default)s)")
-  launch.add_argument("--grace", type=float, default=30.0, help="seconds from asking to end to killing (%(default)s)")
   launch.add_argument("--peer-timeout", type=float, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
+  launchers.add_options(launch)
 
   plan = add(
     verbs, "plan", "say what a config will need; reads the config alone",
@@ -88,13 +85,25 @@ def make_parser() -> argparse.ArgumentParser:
   generate.add_argument("--beams", type=int, default=1, help="width of a beam search; 1: none (%(default)s)")
   generate.add_argument("--length-penalty", type=float, default=1.0, help="of a beam search (%(default)s)")
 
+  add_demo(verbs)
+
   add_evaluate(verbs)
+  add_sweep(verbs)
 
   report = add(
-    verbs, "report", "write a run's report, one HTML page",
-    "flamingo report runs/quickstart/flamingo",
+    verbs, "report", "write the report of a run, or of several beside each other: one HTML page",
+    "flamingo report runs/one runs/two --out=runs/compared.html",
   )  # fmt: skip
-  report.add_argument("workdir", help="of a run")
+  report.add_argument("workdir", nargs="+", help="of a run")
+  report.add_argument("--out", help="the file to write; needed for several runs (WORKDIR/report.html)")
+
+  profile = add(
+    verbs, "profile", "trace the next steps of a run that goes on",
+    "flamingo profile runs/mine --steps=5",
+  )  # fmt: skip
+  profile.add_argument("workdir", help="of the run")
+  profile.add_argument("--steps", type=positive, default=5, help="to trace (%(default)s)")
+  profile.add_argument("--patience", type=float, default=300.0, help="seconds without a step to wait (%(default)s)")
 
   importer = add(
     verbs, "import", "read a foreign checkpoint into a model folder",
@@ -138,6 +147,11 @@ def make_parser() -> argparse.ArgumentParser:
   learn.add_argument("--input", required=True, help="a folder of shards, or of .txt files, or one such file")
   learn.add_argument("--vocabulary", required=True, type=positive, help="tokens, bytes and two marks among them")
   learn.add_argument("--out", required=True, help="the folder to write tokenizer.json into")
+  small = add(
+    jobs, "miniature", "write the digits and the text of configs/miniature",
+    "flamingo data miniature --out=data/miniature",
+  )  # fmt: skip
+  small.add_argument("--out", default="data/miniature", help="the folder to write (%(default)s)")
   add_inspection(jobs)
   return parser
 
@@ -159,6 +173,30 @@ def add_config(verbs) -> None:
   diff.add_argument("--json", action="store_true", help="print one JSON object, field -> [first, second]")
   validate = add(jobs, "validate", "say all that is wrong with one", "flamingo config validate configs/tiny.py")
   validate.add_argument("path", help=of_what)
+
+
+def add_demo(verbs) -> None:
+  """A page to try a model on (docs/demo.md)."""
+  demo = add(
+    verbs, "demo", "serve a page of this machine, to build prompts and watch a trained model write",
+    "flamingo demo --checkpoint=runs/quickstart/flamingo",
+  )  # fmt: skip
+  demo.add_argument("--checkpoint", required=True, help="the work directory of a run, or a folder of `flamingo import`")
+  demo.add_argument("--host", default="127.0.0.1", help="the address to listen at; others may reach it (%(default)s)")
+  demo.add_argument("--port", type=positive, default=7860, help="to listen at (%(default)s)")
+
+
+def add_sweep(verbs) -> None:
+  """Many runs of one config (docs/sweep.md)."""
+  sweep = add(
+    verbs, "sweep", "run the trials of a sweep file, several at a time, and set their outcomes side by side",
+    "flamingo sweep --config=configs/sweeps/tiny.py --workdir=runs/sweep --parallel=2 -- --on=local --restarts=1",
+  )  # fmt: skip
+  sweep.add_argument("--config", required=True, help="a Python file with get_sweep()")
+  sweep.add_argument("--workdir", required=True, help="a new folder, or that of the sweep to go on with")
+  sweep.add_argument("--parallel", type=positive, default=1, help="trials at a time (%(default)s)")
+  sweep.add_argument("--retries", type=int, default=1, help="launches more of a trial that fails (%(default)s)")
+  sweep.add_argument("launcher", nargs="*", help="after --: what `flamingo launch` is told of each trial (--on=local)")
 
 
 def add_evaluate(verbs) -> None:

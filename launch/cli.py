@@ -1,9 +1,11 @@
 """The command `flamingo`. Each verb imports what it needs when it runs, so that `--help` is quick."""
 
 import functools
+import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 
 from absl import logging
 
@@ -11,6 +13,7 @@ from flamingo_jax.credentials import redacted
 from flamingo_jax.errors import DONE, PEER_LOST, PREEMPTED, USER_FAULT, PeerLost, Preempted, UserError
 from launch.arguments import make_parser
 from launch.data_build import KINDS, build_data
+from launch.extras import what_brings
 from launch.memory import use_huge_pages
 
 BEGAN = time.perf_counter()  # nearly when the process did
@@ -23,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
   given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
   options = make_parser().parse_args(given)
   options.overrides = overrides
-  if arguments is None and options.verb in TRAINING:
-    use_huge_pages()
+  if arguments is None:
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow then imports no Keras, which takes seconds
+    if options.verb in TRAINING:
+      use_huge_pages()
   logging.set_verbosity(logging.ERROR)  # Orbax and TensorBoard warn of what is meant
   code = exit_code(options)
   if code not in (DONE, PREEMPTED) and "jax" in sys.modules:
@@ -46,9 +51,11 @@ def exit_code(options) -> int:
     code, message = PEER_LOST, str(error)
   except KeyboardInterrupt:
     code, message = INTERRUPTED, "interrupted; run the same command again to continue."
-  except Exception:
-    print(redacted(traceback.format_exc()), file=sys.stderr, end="")
-    return CRASHED
+  except Exception as error:
+    code, message = USER_FAULT, what_brings(error)
+    if not message:
+      print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+      return CRASHED
   print(f"flamingo {options.verb}: {redacted(message)}", file=sys.stderr)
   return code
 
@@ -113,19 +120,16 @@ def run_config(options) -> None:
 
 
 def run_launch(options) -> int:
-  from launch.local import launch_local
+  from launch.launchers import launch_run
 
-  return launch_local(
-    options.config,
-    options.workdir,
-    options.overrides,
-    allow_changed=options.allow_changed,
-    processes=options.processes,
-    devices=options.devices,
-    peer_timeout=options.peer_timeout,
-    restarts=options.restarts,
-    grace=options.grace,
-  )
+  return launch_run(options)
+
+
+def run_sweep(options) -> int:
+  from launch.sweep.run import run_sweep
+
+  asked = (options.parallel, options.retries, options.launcher)
+  return run_sweep(options.config, options.overrides, options.workdir, *asked)
 
 
 def run_plan(options) -> None:
@@ -154,13 +158,22 @@ def run_generate(options) -> None:
   print(continue_prompt(options.workdir, options.prompt, options.image, options.new_tokens, how, options.seed))
 
 
+def run_demo(options) -> None:
+  from launch.demo.page import serve
+  from launch.devices import keep_compiled
+
+  keep_compiled()
+  serve(options.checkpoint, options.host, options.port)
+
+
 def run_evaluate(options) -> None:
   from launch.devices import joined, keep_compiled
 
   if options.compare:
     from launch.report.comparison import compare
 
-    print(compare(*options.compare, options.out))
+    first, second = options.compare
+    print(compare(first, second, options.out))
     return
   if not (options.config and options.checkpoint):
     raise UserError("--config and --checkpoint are both needed; or --compare alone.")
@@ -174,10 +187,24 @@ def run_evaluate(options) -> None:
 
 def run_report(options) -> None:
   from launch.devices import keep_compiled
-  from launch.reporting import write_report
 
+  if len(options.workdir) > 1 and not options.out:
+    raise UserError(f"--out is needed: {len(options.workdir)} runs share one page, as in --out=runs/compared.html.")
   keep_compiled()
-  print(write_report(options.workdir))
+  if len(options.workdir) == 1:
+    from launch.reporting import write_report
+
+    print(write_report(options.workdir[0], options.out))
+  else:
+    from launch.reporting_runs import write_runs_report
+
+    print(write_runs_report(options.workdir, options.out))
+
+
+def run_profile(options) -> None:
+  from launch.profiling import profile_run
+
+  profile_run(options.workdir, options.steps, options.patience)
 
 
 def run_import(options) -> None:
@@ -202,6 +229,12 @@ def run_train_tokenizer(options) -> None:
   from launch.tokenizer import write_tokenizer
 
   print(write_tokenizer(options.input, options.vocabulary, options.out))
+
+
+def run_miniature(options) -> None:
+  from launch.miniature import prepare_miniature
+
+  prepare_miniature(options.out)
 
 
 def run_data_explain(options) -> None:
@@ -238,10 +271,11 @@ def run_data(options) -> None:
   JOBS[options.job](options)
 
 
-JOBS = {
+JOBS: dict[str, Callable] = {
   "features": run_data_features,
   **{f"build-{kind}": functools.partial(build_data, kind) for kind in KINDS},
   "train-tokenizer": run_train_tokenizer,
+  "miniature": run_miniature,
   "explain": run_data_explain,
   "check": run_data_check,
   "inspect": run_data_inspect,
@@ -251,10 +285,13 @@ RUN = {
   "train": run_train,
   "config": run_config,
   "launch": run_launch,
+  "sweep": run_sweep,
   "plan": run_plan,
   "generate": run_generate,
+  "demo": run_demo,
   "evaluate": run_evaluate,
   "report": run_report,
+  "profile": run_profile,
   "import": run_import,
   "export": run_export,
   "data": run_data,

@@ -65,18 +65,14 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
 def build_data(kind: str, options: argparse.Namespace) -> None:
   """Builds, prints what was read, kept and dropped, and leaves manifest.json.
 
-  Raises UserError for what is wrong with the options or the input, and when Apache Beam is not installed.
+  Raises UserError for what is wrong with the options or the input.
   """
   from rich.console import Console
 
+  from data_pipelines.build.job import DIRECT_RUNNER, build
+  from data_pipelines.build.manifest import summary
+
   logging.getLogger().setLevel(logging.ERROR)  # Beam warns of clouds that are not there
-  try:
-    from data_pipelines.build.job import DIRECT_RUNNER, build
-    from data_pipelines.build.manifest import summary
-  except ModuleNotFoundError as error:
-    raise UserError(
-      f"{error.name} is not installed; `pip install 'flamingo_jax[build]'` has all that builds need."
-    ) from error
   # On this machine what went wrong is raised and need not be logged as well; of others, Beam tells by its log.
   logging.getLogger("apache_beam").setLevel(logging.CRITICAL if options.runner == DIRECT_RUNNER else logging.WARNING)
   logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.WARNING)  # of options unknown to it

@@ -55,10 +55,13 @@ def join(coordinator: str | None, processes: int | None, process: int | None, pe
   initialize(peer_timeout, coordinator, processes, process)
 
 
-def initialize(peer_timeout: float, *where) -> None:
+def initialize(
+  peer_timeout: float, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
   """JAX's own watch aborts without a name, so it waits for longer than ours; 10 seconds is the least it takes."""
   try:
-    jax.distributed.initialize(*where, heartbeat_timeout_seconds=max(10, int(2 * peer_timeout)))
+    heartbeat = max(10, int(2 * peer_timeout))
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
   except (RuntimeError, ValueError) as error:
     raise UserError(f"--coordinator: the processes of the job do not come together: {error}") from error
 

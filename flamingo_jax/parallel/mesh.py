@@ -49,19 +49,32 @@ class ShardingConfig:
 FULLY_SHARDED = ShardingConfig()
 
 
+def tpu_slices(devices: Sequence[jax.Device]) -> int:
+  """Of how many slices these are; GPUs of several hosts count as one, since their meshes may lie in any way."""
+  return len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Devices as one mesh; those of the job unless others are given.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices.
+    UserError: the axes do not multiply to the number of devices, or TPU slices do not divide the first.
   """
   asked, count = dataclasses.asdict(config), jax.device_count() if devices is None else len(devices)
   sizes = complete(asked, count)
   if sizes is None:
     raise UserError("\n".join(fit_faults(asked, count, rows={}, lengths=[])))
   shape = tuple(sizes[axis] for axis in AXES)
-  # An axis of the mesh may take part of an axis of the torus: 4 x 16 devices of a slice of 8 x 12 x 16, say.
-  placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  slices = tpu_slices(jax.devices() if devices is None else devices)
+  if shape[0] % slices:
+    raise UserError(f"mesh: replica={shape[0]}; there are {slices} slices, and replica has to be a multiple of them.")
+  # An axis of the mesh may take part of an axis of the torus: 4 x 16 devices of a slice of 8 x 12 x 16, say. Between
+  # slices, where links are slow, lies the axis that exchanges least.
+  if slices == 1:
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  else:
+    within = (shape[0] // slices, *shape[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

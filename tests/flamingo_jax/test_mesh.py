@@ -53,6 +53,31 @@ def test_axes_that_do_not_make_the_devices_are_refused(sizes):
     make_mesh(MeshConfig(*sizes))
 
 
+SLICES = """
+import os
+from jax.experimental import topologies
+from flamingo_jax.errors import UserError
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
+from flamingo_jax.planning.topologies import QUIET
+os.environ.update(QUIET)
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2).devices
+for sizes in [(2, 8, 1), (4, 2, 2), (-1, 4, 2), (1, 16, 1)]:
+  try:
+    mesh = make_mesh(MeshConfig(*sizes), devices)
+    print([sorted({device.slice_index for device in row.flat}) for row in mesh.devices])
+  except UserError as error:
+    print(error)
+"""
+
+
+def test_only_the_replica_axis_leads_from_slice_to_slice():
+  done = subprocess.run([sys.executable, "-c", SLICES], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  *made, refused = done.stdout.splitlines()
+  assert made == ["[[0], [1]]", "[[0], [0], [1], [1]]", "[[0], [1]]"]
+  assert "replica=1; there are 2 slices" in refused
+
+
 def boxed(tiny) -> dict:
   return jax.eval_shape(lambda key: initialize(tiny, key), jax.random.key(0))
 

@@ -1,0 +1,64 @@
+"""What each launcher takes and refuses, and `--on=local` as one process of a job that other machines start."""
+
+import json
+import shlex
+import socket
+import sys
+
+import pytest
+
+from flamingo_jax.errors import DONE, USER_FAULT, UserError
+from launch.cli import main
+from launch.launchers import EVERY, TAKES
+from launch.local import launch_local
+from launch.train_command import Run
+
+COMMON = ["launch", "--config=configs/tiny.py", "--workdir=/runs/mine"]
+
+
+@pytest.mark.parametrize("on", TAKES)
+def test_options_of_other_launchers_are_refused_by_name_all_at_once(on, capsys):
+  value = {"coordinator": "auto", "time": "1:00"}
+  strange = ["--" + name.replace("_", "-") for name in EVERY if name not in TAKES[on]]
+  given = [
+    option if option == "--task-per-gpu" else f"{option}={value.get(option.removeprefix('--'), '1')}"
+    for option in strange
+  ]
+  assert main([*COMMON, f"--on={on}", *given]) == USER_FAULT
+  said = capsys.readouterr().err
+  assert strange and all(f"{option} is not of --on={on}, but of --on=" in said for option in strange)
+
+
+def test_what_is_missing_is_named_too(capsys):
+  assert main([*COMMON, "--on=tpu-vm", "--nodes=2"]) == USER_FAULT
+  said = capsys.readouterr().err
+  for line in ("--nodes is not of --on=tpu-vm, but of --on=slurm, --on=gke.", "--name is needed", "--zone is needed"):
+    assert line in said
+
+
+def test_a_dry_run_on_this_machine_prints_its_commands(tmp_path, capsys):
+  work = tmp_path / "it's $x"
+  dry = ["launch", "--on=local", "--dry-run", "--config=configs/tiny.py", f"--workdir={work}", "--config.a=b c"]
+  assert main([*dry, "--processes=2", "--devices=4", "--allow-changed=data"]) == DONE
+  first, second = (shlex.split(line) for line in capsys.readouterr().out.splitlines())
+  assert first[0] == "env"
+  assert first[1].startswith("XLA_FLAGS=") and first[1].endswith("--xla_force_host_platform_device_count=4")
+  train = ["train", "--config=configs/tiny.py", f"--workdir={work}", "--config.a=b c", "--allow-changed=data"]
+  assert first[2:11] == ["JAX_PLATFORMS=cpu", sys.executable, "-m", "launch.cli", *train]
+  assert (first[-1], second[-1]) == ("--process=0", "--process=1")
+  assert first[:-1] == second[:-1]
+  assert not list(tmp_path.iterdir())
+
+
+def test_one_process_of_a_job_has_logs_of_its_own(tmp_path, monkeypatch):
+  """The program in the place of Python writes its arguments down."""
+  python = tmp_path / "python"
+  python.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+  python.chmod(0o755)
+  monkeypatch.setattr("launch.local.FLAMINGO", [str(python), "-m", "launch.cli"])
+  run = Run("configs/tiny.py", str(tmp_path / "mine"), {"seed": "3"}, peer_timeout=7.0)
+  assert launch_local(run, coordinator="auto") == DONE
+  lines = (tmp_path / "mine.logs" / socket.gethostname() / "process-0.log").read_text().splitlines()
+  assert json.loads(lines[1]) == ["-m", "launch.cli", *run.train(), "--coordinator=auto", "--peer-timeout=7.0"]
+  with pytest.raises(UserError, match="--processes"):
+    launch_local(run, coordinator="auto", processes=2)
