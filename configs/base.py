@@ -15,7 +15,9 @@ def training() -> dict:
     total_steps=500_000,
     trainable=("^resampler/", "/gated_cross_attention/", "extra_"),  # patterns of parameter paths; the rest is frozen
     frozen_dtype="bfloat16",  # of frozen parameters on the devices
+    mixture="accumulate",  # every update is of all streams; or "round_robin": of one after the other
     evaluate_every=5000,  # steps; also before the first step and after the last
+    writers=(),  # "wandb", "mlflow": that are sent what is recorded, beside TensorBoard's files (docs/watch.md)
     optimizer=dict(
       learning_rate=1e-4,
       warmup_steps=5000,
@@ -196,6 +198,7 @@ def benchmark(**changes) -> dict:
 def resampler(**changes) -> dict:
   """The paper's; None in its place: text reads the features themselves."""
   defaults = dict(
+    family="perceiver",  # or "mlp": see mlp_resampler
     layers=6,
     latents=64,
     heads=16,
@@ -206,6 +209,19 @@ def resampler(**changes) -> dict:
     activation="squared_relu",
     head_norm="",  # of queries and keys: "layer" or "rms"; empty: none
     output_width=0,  # the latents are projected to it; 0: they are not
+  )
+  return defaults | changes
+
+
+def mlp_resampler(**changes) -> dict:
+  """One feed-forward network over all features of a medium, in the resampler's place (paper, table 3)."""
+  defaults = dict(
+    family="mlp",
+    latents=64,
+    hidden_width=1024,
+    frames=1,  # of a clip, at most
+    activation="squared_relu",
+    output_width=0,  # of a latent; 0: the vision encoder's width
   )
   return defaults | changes
 
@@ -224,6 +240,7 @@ def cross_attention(**changes) -> dict:
     norm="layer",  # or "rms"
     norm_epsilon=1e-5,
     head_norm="",  # of queries and keys: "layer" or "rms"; empty: none
+    gated=True,  # False: what they give is added as it is
     vector_gates=False,  # a gate for every channel instead of one for the layer
     previous_media=False,  # text reads all media up to its own, not its own alone
     blind_sees_all=False,  # as OpenFlamingo does with previous_media; only to compare with it

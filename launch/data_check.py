@@ -1,6 +1,7 @@
 """`flamingo data check`: reads whole sets of records, prints what is wrong, and says whether it would hurt a run."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -42,9 +43,9 @@ class CheckedSet:
 
   def balance(self) -> dict[str, float]:
     """Records and bytes of the shards: the fewest, the median, the most."""
-    spread = {}
-    for what, column in (("records", 1), ("bytes", 2)):
-      numbers = [shard[column] for shard in self.shards]
+    spread: dict[str, float] = {}
+    columns = dict(records=[count for _, count, _ in self.shards], bytes=[size for _, _, size in self.shards])
+    for what, numbers in columns.items():
       spread |= {f"fewest_{what}": min(numbers), f"median_{what}": statistics.median(numbers)}
       spread[f"most_{what}"] = max(numbers)
     return spread
@@ -135,13 +136,9 @@ def resemblance_to(folder: str | None, near_bits: int, streams: dict[str, tuple[
     return None
   if blind := [name for name, (stream, _) in streams.items() if stream.features is not None]:
     raise UserError(f"--evaluation-images: {blind[0]} holds features, of which no picture can be told.")
-  try:
-    from data_pipelines.build.fingerprints import folder_hashes
-    from data_pipelines.inspection.resemblance import EvaluationImages
-  except ModuleNotFoundError as error:
-    raise UserError(
-      f"--evaluation-images: {error.name} is not installed; `pip install 'flamingo_jax[build]'` has what it needs."
-    ) from error
+  from data_pipelines.build.fingerprints import folder_hashes
+  from data_pipelines.inspection.resemblance import EvaluationImages
+
   return EvaluationImages(folder_hashes(pathlib.Path(folder)), near_bits).resemblance
 
 
@@ -152,7 +149,7 @@ def tallies(streams: dict[str, tuple[Stream, float]], resemblance: Resemblance |
     tasks = {name: progress.add_task(name, total=len(stream.sources)) for name, (stream, _) in streams.items()}
     for name, (stream, _) in streams.items():
       task = tasks[name]
-      yield name, check_records(stream, pool, resemblance, most, lambda count, task=task: progress.advance(task, count))
+      yield name, check_records(stream, pool, resemblance, most, functools.partial(progress.advance, task))
 
 
 def shards_of(stream: Stream) -> list[tuple[str, int, int]]:

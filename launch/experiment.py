@@ -5,12 +5,13 @@ import dataclasses
 import itertools
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture
+from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream, mixture, round_robin, turn
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError
@@ -21,16 +22,18 @@ from flamingo_jax.models.contrastive import LOSSES, LOWEST_TEMPERATURE, Contrast
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import gated_layers
 from flamingo_jax.models.language_model import LanguageModelConfig
+from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.ops.attention import NAMES
 from flamingo_jax.ops.remat import POLICIES
 from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
 from flamingo_jax.training.checkpoints import check_checkpoints
 from flamingo_jax.training.guards import check_guards
-from flamingo_jax.training.loop import Feed, Frozen, TrainingConfig
+from flamingo_jax.training.loop import MIXTURES, Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective, language_objective
 from flamingo_jax.training.optimizer import check_optimizer
 from flamingo_jax.training.step import is_trainable
+from flamingo_jax.training.writers import unknown_writers
 from launch.config import build, join, unknown
 from launch.few_shot import FewShot, build_few_shot, why_unable, with_few_shot
 from launch.precomputed import check_kinds, check_shards, common_tower, folders
@@ -39,7 +42,7 @@ from launch.skips import strip, without_skipped
 from launch.zero_shot import ZeroShotConfig, build_zero_shot, read_zero_shot
 
 MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig, "language": LanguageModelConfig}
-OBJECTIVES = {
+OBJECTIVES: dict[type, Callable[..., Objective]] = {
   FlamingoConfig: flamingo_objective,
   ContrastiveConfig: contrastive_objective,
   LanguageModelConfig: language_objective,
@@ -125,11 +128,16 @@ class Experiment:
     streams = self.streams("train", training=True)
     host, hosts = self.data_hosts()
 
+    in_turns = self.training.mixture == "round_robin"
+
     def batches_from(step: int):
-      batches = mixture(streams, step, host=host, hosts=hosts)
+      batches = (round_robin if in_turns else mixture)(streams, step, host=host, hosts=hosts)
       yield from without_skipped(batches, self.stream_configs, step, skipped)
 
     def records(number: int) -> dict[str, list[list[str]]]:
+      if in_turns:
+        name, own = turn(tuple(streams), number - 1)
+        return {name: records_of(streams[name], own + 1)}
       return {name: records_of(stream, number) for name, stream in streams.items()}
 
     weights = {name: config.weight for name, config in self.stream_configs.items()}
@@ -259,12 +267,15 @@ def check(experiment: Experiment) -> list[str]:
     if getattr(training, field) < 1:
       faults.append(f"{field} is {getattr(training, field)}; it is at least 1.")
   faults += check_checkpoints(training.checkpoint, training.evaluate_every) + check_guards(training.guard)
+  faults += unknown_writers(training.writers)
   for field, dtype in (("frozen_dtype", training.frozen_dtype), ("model.dtype", model.dtype)):
     if dtype not in DTYPES:
       faults.append(f"{field} is {dtype!r}; it is one of {', '.join(DTYPES)}.")
   for kind, spread in dataclasses.asdict(training.sharding).items():
     if spread not in SPREADS:
       faults.append(f"sharding.{kind} is {spread!r}; it is one of {', '.join(SPREADS)}.")
+  if training.mixture not in MIXTURES:
+    faults.append(f"mixture is {training.mixture!r}; it is one of {', '.join(MIXTURES)}.")
   if model.attention not in NAMES:
     faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
   faults += check_patterns("trainable", training.trainable)
@@ -318,17 +329,17 @@ def check_flamingo(experiment: Experiment) -> list[str]:
   if every < 1 or offset < 0 or not gated_layers(layers, model.cross_attention):
     faults.append(f"model.cross_attention: every={every}, offset={offset} puts no layer among {layers}.")
   resampler = model.resampler
-  if resampler is not None and not resampler.head_width and model.vision.width % resampler.heads:
+  perceiver = isinstance(resampler, PerceiverResamplerConfig)
+  if perceiver and not resampler.head_width and model.vision.width % resampler.heads:
     faults.append(
       f"model.resampler.heads is {resampler.heads}, which does not divide the vision encoder's width "
       f"{model.vision.width}."
     )
   for name, stream in experiment.stream_configs.items():
-    known = resampler.frames if resampler is not None else 0
-    if stream.frames > max(known, 1):
+    if stream.frames > model.frames:
       faults.append(
-        f"streams.{name}.frames is {stream.frames}, but the resampler has {known} temporal embeddings. "
-        f"Set streams.{name}.frames={max(known, 1)} or model.resampler.frames={stream.frames}."
+        f"streams.{name}.frames is {stream.frames}, but the resampler is made for {model.frames}. "
+        f"Set streams.{name}.frames={model.frames} or model.resampler.frames={stream.frames}."
       )
   return faults
 
@@ -345,7 +356,7 @@ def check_packing(experiment: Experiment) -> list[str]:
   leaks = {
     "model.cross_attention.previous_media": model.cross_attention.previous_media,
     "model.cross_attention.blind_sees_all": model.cross_attention.blind_sees_all,
-    "model.resampler.media": model.resampler is not None and model.resampler.media > 0,
+    "model.resampler.media": isinstance(model.resampler, PerceiverResamplerConfig) and model.resampler.media > 0,
   }
   return [
     f"streams.{name}.pack is True, but with {field} a pair is not told apart from the others in its row."

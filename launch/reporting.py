@@ -1,18 +1,22 @@
 """`flamingo report`: gathers a run's record, a few rows as the model sees them, and what it writes."""
 
+import dataclasses
 import itertools
 import json
 import pathlib
 
+import jax
 import numpy as np
 import yaml
 
-from data_pipelines.stream import Batch
+from data_pipelines.stream import Batch, Stream
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.credentials import redacted, redacted_config
 from flamingo_jax.models.flamingo import FlamingoConfig
+from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.planning.parameters import parameter_counts
 from flamingo_jax.training import goodput
+from flamingo_jax.training.checkpoints import load_trainable, saved_steps
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.tally import by_host
 from flamingo_jax.training.workdir import read_history
@@ -22,14 +26,19 @@ from launch.report.page import Generation, ParameterRow, Report, TrainingExample
 from launch.report.templates import write_page
 
 NEW_TOKENS = 24  # of a sample
+EARLIER = 3  # checkpoints before the newest that are sampled from
 SHOWN_HOSTS = 8
 
 
-def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
-  """Writes `report.html` into a work directory and returns its path.
+def write_report(workdir: str | pathlib.Path, out: str | pathlib.Path | None = None) -> pathlib.Path:
+  """Writes the report of a run and returns its path.
+
+  Args:
+    workdir: of the run.
+    out: the file to write; None: `report.html` in the work directory.
 
   Raises:
-    UserError: the directory holds no run, or no checkpoint yet.
+    UserError: the directory holds no run, or no checkpoint yet; or the disk refuses.
   """
   workdir = pathlib.Path(workdir)
   experiment = open_run(workdir)
@@ -47,7 +56,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       facts=facts(experiment, metrics, read_history(workdir)),
     )
   )
-  return write_page(workdir / "report.html", page)
+  return write_page(pathlib.Path(out) if out else workdir / "report.html", page)
 
 
 def facts(experiment: Experiment, metrics: list[dict], history: list[dict]) -> dict[str, str]:
@@ -62,6 +71,8 @@ def facts(experiment: Experiment, metrics: list[dict], history: list[dict]) -> d
       "seed": str(experiment.training.seed),
     }
     | time_spent(metrics, history)
+    | speed(metrics)
+    | devices(metrics, history)
     | slowest_hosts(metrics)
   )
 
@@ -77,6 +88,26 @@ def time_spent(metrics: list[dict], history: list[dict]) -> dict[str, str]:
     "lost to": ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for share, cause in lost if share >= 0.005)
     or "nothing",
   }
+
+
+def speed(metrics: list[dict]) -> dict[str, str]:
+  """Tokens a second in the middle of all steps, and the share of their time in which the devices had no input."""
+  if not metrics:
+    return {}
+  seconds = sum(line["seconds"] for line in metrics)
+  waited = sum(line["seconds"] * line["input_wait"] for line in metrics)
+  return {
+    "tokens per second": f"{np.median([line['tokens_per_second'] for line in metrics]):,.0f}",
+    "input wait": f"{waited / seconds:.1%} of the time in steps",
+  }
+
+
+def devices(metrics: list[dict], history: list[dict]) -> dict[str, str]:
+  """What the run was last started on, and how much of its memory was in use at most, where devices tell."""
+  starts = [event for event in history if event["event"] == "start"]
+  memory = max((line.get("device_memory", 0) for line in metrics), default=0)
+  told = {"devices": starts[-1]["devices"]} if starts else {}
+  return told | ({"device memory": f"{memory / 2**30:.2f} GiB at most"} if memory else {})
 
 
 def slowest_hosts(metrics: list[dict]) -> dict[str, str]:
@@ -129,31 +160,72 @@ def pictures(batch: Batch, row: int) -> tuple[np.ndarray, ...]:
 
 
 def generations(experiment: Experiment, workdir: pathlib.Path, tokenizer: Tokenizer) -> tuple[Generation, ...]:
-  """What the model writes for held-out rows, with their media and with none; nothing for other objectives."""
+  """What the model writes for held-out rows, with their media and with none, and what it wrote at earlier checkpoints.
+
+  Nothing for other objectives.
+  """
   if not isinstance(experiment.model, FlamingoConfig):
     return ()
+  steps = saved_steps(workdir)
   parameters = trained_parameters(experiment, workdir)
-  samples = []
-  for name, stream in experiment.streams("heldout", training=False).items():
-    count = min(experiment.evaluation.samples, len(stream.sources))
-    rows = list(itertools.islice(stream.rows(), count))
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "faults"}
-    prompts, references = cut_prompts(batch, stream.config.layout, tokenizer)
-    blind = prompts | {"media_mask": np.zeros_like(prompts["media_mask"])}
-    seeing, unseeing = (write(experiment.model, parameters, b, tokenizer, NEW_TOKENS) for b in (prompts, blind))
-    for row in range(count):
-      prompt = prompts["tokens"][row][prompts["segments"][row] > 0]
-      samples.append(
-        Generation(
-          stream=name,
-          prompt="".join(tokenizer.pieces(prompt)),
-          media=pictures(batch, row),
-          text=tokenizer.decode(seeing[row]),
-          reference=tokenizer.decode(references[row]),
-          without_media=tokenizer.decode(unseeing[row]),
-        )
-      )
-  return tuple(samples)
+  prompts = {
+    name: stream_prompts(stream, experiment.evaluation.samples, tokenizer)
+    for name, stream in experiment.streams("heldout", training=False).items()
+  }
+
+  def texts(parameters: Parameters, *, blind: bool = False) -> dict[str, list[str]]:
+    return {name: continued(experiment, parameters, each, tokenizer, blind) for name, each in prompts.items()}
+
+  seeing, unseeing = texts(parameters), texts(parameters, blind=True)
+  before = {}
+  for step in spread(steps[:-1], EARLIER):
+    parameters |= jax.device_put(load_trainable(workdir, step)[0])  # one checkpoint is held at a time
+    before[step] = texts(parameters)
+  return tuple(
+    Generation(
+      stream=name,
+      prompt="".join(tokenizer.pieces(each.cut["tokens"][row][each.cut["segments"][row] > 0])),
+      media=pictures(each.whole, row),
+      text=seeing[name][row],
+      reference=tokenizer.decode(each.references[row]),
+      without_media=unseeing[name][row],
+      step=steps[-1],
+      earlier=tuple((step, written[name][row]) for step, written in before.items()),
+    )
+    for name, each in prompts.items()
+    for row in range(len(each.references))
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+  """Held-out rows of a stream: whole, cut where the model is to go on, and the tokens that were cut off."""
+
+  whole: Batch
+  cut: Batch
+  references: list[np.ndarray]
+
+
+def stream_prompts(stream: Stream, most: int, tokenizer: Tokenizer) -> Prompts:
+  """The first rows of a stream, so many at most."""
+  rows = list(itertools.islice(stream.rows(), min(most, len(stream.sources))))
+  whole = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "faults"}
+  return Prompts(whole, *cut_prompts(whole, stream.config.layout, tokenizer))
+
+
+def continued(
+  experiment: Experiment, parameters: Parameters, prompts: Prompts, tokenizer: Tokenizer, blind: bool
+) -> list[str]:
+  """What the model writes after each prompt; `blind`: without their media."""
+  hidden = {"media_mask": np.zeros_like(prompts.cut["media_mask"])} if blind else {}
+  written = write(experiment.model, parameters, prompts.cut | hidden, tokenizer, NEW_TOKENS)
+  return [tokenizer.decode(tokens) for tokens in written]
+
+
+def spread(steps: list[int], most: int) -> list[int]:
+  """At most so many of the steps, evenly spread, the first among them."""
+  places = np.linspace(0, len(steps), min(most, len(steps)), endpoint=False)
+  return [steps[int(place)] for place in places]
 
 
 def cut_prompts(batch: Batch, layout: str, tokenizer: Tokenizer) -> tuple[Batch, list[np.ndarray]]:

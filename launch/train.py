@@ -10,6 +10,7 @@ from flamingo_jax.ops.attention import check_name
 from flamingo_jax.training.checkpoints import About, check_same
 from flamingo_jax.training.loop import AS_BEFORE, Resume, check_fit, train
 from flamingo_jax.training.rewind import Rewind
+from flamingo_jax.training.writers import check_writers
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 
@@ -35,6 +36,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, resume: Resume = AS_BEFOR
   """
   objective = experiment.objective()
   check_name(experiment.model.attention)
+  check_writers(experiment.training.writers)
   check_fit(objective, experiment.training, experiment.rows, jax.device_count())
   host = jax.process_index()
   feed = experiment.feed(workdir / (f"skipped-{host}.jsonl" if host else "skipped.jsonl"))

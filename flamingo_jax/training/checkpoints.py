@@ -305,11 +305,24 @@ def check_frozen(checkpoint: pathlib.Path, saved: dict[str, str], given: dict[st
     raise UserError(f"{checkpoint}: the frozen weights are not those it was trained with.\n" + "\n".join(faults))
 
 
-def load_trainable(workdir: str | pathlib.Path) -> tuple[dict, int, dict[str, str]]:
-  """The newest trained parameters of a work directory as host arrays by path, their step, and the frozen hashes.
+def saved_steps(workdir: str | pathlib.Path) -> list[int]:
+  """The steps with a complete checkpoint in a work directory, oldest first."""
+  directory = (pathlib.Path(workdir) / FOLDER).absolute()
+  if not directory.is_dir():
+    return []
+  with open_manager(directory, read_only=True) as manager:
+    return sorted(manager.all_steps())
+
+
+def load_trainable(workdir: str | pathlib.Path, step: int | None = None) -> tuple[dict, int, dict[str, str]]:
+  """Trained parameters of a work directory as host arrays by path, their step, and the frozen hashes.
+
+  Args:
+    workdir: of the run.
+    step: of the checkpoint; None: the newest.
 
   Raises:
-    UserError: there is no complete checkpoint, or the newest cannot be read.
+    UserError: there is no complete checkpoint, or it cannot be read.
   """
   # Whatever mesh it was saved on, one device is enough to read it.
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -321,7 +334,7 @@ def load_trainable(workdir: str | pathlib.Path) -> tuple[dict, int, dict[str, st
     restored = manager.restore(step, args=args)
     return jax.device_get(restored.trainable), step, read_about(restored.about).frozen
 
-  return read_newest(workdir, read)
+  return read_checkpoint(workdir, read, step)
 
 
 def load_about(workdir: str | pathlib.Path) -> About:
@@ -330,16 +343,18 @@ def load_about(workdir: str | pathlib.Path) -> About:
   def read(manager: ocp.CheckpointManager, step: int) -> About:
     return read_about(manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
 
-  return read_newest(workdir, read)
+  return read_checkpoint(workdir, read)
 
 
-def read_newest(workdir: str | pathlib.Path, read: Callable[[ocp.CheckpointManager, int], Any]) -> Any:
-  """What `read` finds in the newest checkpoint; raises as `load_trainable` does."""
+def read_checkpoint(
+  workdir: str | pathlib.Path, read: Callable[[ocp.CheckpointManager, int], Any], step: int | None = None
+) -> Any:
+  """What `read` finds in the checkpoint of a step, or in the newest; raises as `load_trainable` does."""
   directory = (pathlib.Path(workdir) / FOLDER).absolute()
   if not directory.is_dir():
     raise UserError(f"{workdir}: no checkpoints there. Give the work directory of a finished `flamingo train`.")
   with open_manager(directory, read_only=True) as manager:
-    step = manager.latest_step()
+    step = manager.latest_step() if step is None else step
     if step is None:
       raise UserError(f"{directory}: no complete checkpoint yet. Let the run reach its first one.")
     found, failure = attempt(lambda: read(manager, step))

@@ -82,8 +82,10 @@ def judge(
   )
   if config.spike:
     mean, variance = running(guard, config, made, loss)
-    after = after.replace(
-      mean=jnp.where(accepted, mean, guard.mean), variance=jnp.where(accepted, variance, guard.variance)
+    after = dataclasses.replace(
+      after,
+      mean=jnp.where(accepted, mean, guard.mean),
+      variance=jnp.where(accepted, variance, guard.variance),
     )
   causes = {"nonfinite": ~finite, "spike": spike}
   return accepted, after, {cause: found.astype(jnp.int32) for cause, found in causes.items()}

@@ -28,6 +28,7 @@ from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from flamingo_jax.training.preemption import StopNotice
 from flamingo_jax.training.prefetch import DeviceBatches, HostBatches, placed
+from flamingo_jax.training.profiling import Profiler
 from flamingo_jax.training.progress import TrainingProgress
 from flamingo_jax.training.rewind import Rewind, add_rewind, batch_number, check_rewind, read_rewinds, segments
 from flamingo_jax.training.step import (
@@ -43,8 +44,10 @@ from flamingo_jax.training.surroundings import surroundings
 from flamingo_jax.training.tally import make_host_seconds, make_tally
 from flamingo_jax.training.watchdog import Watchdog
 from flamingo_jax.training.workdir import Change, claim_workdir, note, read_history, write_config
+from flamingo_jax.training.writers import Record, check_writers, following
 
 REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
+MIXTURES = ("accumulate", "round_robin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,11 @@ class TrainingConfig:
 
   total_steps: int = 500_000
   seed: int = 0
+  mixture: str = "accumulate"  # of the streams, in each update; or "round_robin": one after the other
   trainable: tuple[str, ...] = ("^resampler/", "/gated_cross_attention/", "extra_")  # patterns of parameter paths
   frozen_dtype: str = "bfloat16"  # of frozen parameters, stored on the devices and applied
   evaluate_every: int = 1000  # steps; also before the first and after the last
+  writers: tuple[str, ...] = ()  # names of training/writers.py, beside TensorBoard
   optimizer: OptimizerConfig = OptimizerConfig()
   mesh: MeshConfig = MeshConfig()
   sharding: ShardingConfig = ShardingConfig()
@@ -148,6 +153,7 @@ def train(
     Preempted: the machine is about to be taken away, and the state is saved.
   """
   began = time.perf_counter() if resume.began is None else resume.began
+  check_writers(config.writers)
   check_fit(objective, config, feed.rows, jax.device_count())
   mesh = make_mesh(config.mesh)
   rate = learning_rate(config.optimizer, config.total_steps)
@@ -163,7 +169,8 @@ def train(
       begun = run.begin(fresh, About(frozen.hashes, feed.hashes, (), record), resume)
     if begun.step == config.total_steps:
       begun.checkpoints.close()
-      return begun.state
+      with run.writers(begun.about):  # they may have missed some of it
+        return begun.state
     return run.go_on(begun, step_function, began)
 
 
@@ -237,6 +244,7 @@ class Run:
     with contextlib.ExitStack() as closing:
       with writing(workdir):
         log = closing.enter_context(MetricsLog(workdir, begun.step, active=self.leads))
+      closing.enter_context(self.writers(begun.about))
       progress = TrainingProgress(self.objective.name, config.total_steps, begun.step, active=self.leads)
       closing.enter_context(progress)
       progress.say(opening(self.objective, config, self.mesh, state, self.held, begun.step))
@@ -245,24 +253,27 @@ class Run:
         extra, begun.seconds["evaluation"] = timed(lambda: prefixed("baseline", self.evaluated(state, True)))
       batches = placed(self.batches(begun.step, rewinds), self.mesh)
       ahead = next(batches)
-      program, begun.seconds["compile"] = timed(lambda: step_function.lower(state, self.held, ahead[0]).compile())
+      programs = Programs(step_function, self.held)
+      _, begun.seconds["compile"] = timed(lambda: programs.of(state, ahead[0]))
       account = self.started(begun, time.perf_counter() - began)
       tally, host_seconds = make_tally(self.mesh), make_host_seconds(self.mesh)
       notice = closing.enter_context(StopNotice())
       watchdog = Watchdog(workdir / "hangs", config.guard.hang_seconds, jax.process_index())
       closing.enter_context(watchdog)
+      profiler = closing.enter_context(Profiler(workdir, leads=self.leads))
 
       for step in range(begun.step + 1, config.total_steps + 1):
         began, last = time.perf_counter(), step == config.total_steps
         step_batches, counts = next(batches) if ahead is None else ahead
         ahead = None
         alone = time.perf_counter() - began  # in which the devices had nothing to do
-        tallied, own = tally(counts, alone), host_seconds(alone)
-        state, numbers = program(state, self.held, step_batches)
-        numbers, (counted, waited), own = jax.device_get((numbers, tallied, own))
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          tallied, own = tally(counts, alone, profiler.asked()), host_seconds(alone)
+          state, numbers = programs.of(state, step_batches)(state, self.held, step_batches)
+          numbers, (counted, waited, wanted), own = jax.device_get((numbers, tallied, own))
         in_a_row = int(numbers.pop("skipped_in_a_row"))
         metrics = recorded(numbers) | nonzero(dict(zip(sorted(counts), counted.tolist(), strict=True)))
-        metrics |= timing(metrics["tokens"], began, float(waited)) | of_hosts(own) | extra
+        metrics |= timing(metrics["tokens"], began, float(waited)) | device_memory() | of_hosts(own) | extra
         if rewinds:
           metrics["batch"] = batch_number(step, rewinds)
         watchdog.step_ended(step)
@@ -281,6 +292,7 @@ class Run:
             _, extra["save_seconds"] = timed(save)
         progress.update(step, metrics)
         diverged = in_a_row >= config.guard.skips_in_a_row
+        profiler.step_ended(step, int(wanted), is_last=last or stops or diverged)
         if stops or diverged:
           break
       with writing(workdir):
@@ -292,6 +304,11 @@ class Run:
     if not last:
       raise Preempted(f"{workdir}: stopped as asked, after step {step} of {config.total_steps}. It is saved.")
     return state
+
+  def writers(self, about: About) -> contextlib.AbstractContextManager:
+    """Those of the config, of the process that writes."""
+    names = self.config.writers if self.leads else ()
+    return following(names, Record(self.workdir, self.record, about.rewinds, self.config.total_steps))
 
   def batches(self, start: int, rewinds: tuple[Rewind, ...]) -> Iterator[tuple[HostBatches, dict[str, int]]]:
     """Those of the steps that are left."""
@@ -321,6 +338,21 @@ class Run:
     facts = dict(streams=faults, rows=named, metrics=tail)
     bundle = crash.write_bundle(self.workdir, self.record, step, state, about, batches, facts)
     raise UserError(crash.report(bundle, step, self.config.guard.skips_in_a_row, facts))
+
+
+class Programs:
+  """The compiled updates of a run: one, or in a round robin one for each stream."""
+
+  def __init__(self, step_function, held: Parameters):
+    self.step_function, self.held = step_function, held
+    self.compiled: dict[tuple[str, ...], jax.stages.Compiled] = {}  # by the streams that a step reads
+
+  def of(self, state: State, batches: DeviceBatches) -> jax.stages.Compiled:
+    """The update from these batches; compiled where there is none yet."""
+    streams = tuple(batches)
+    if streams not in self.compiled:
+      self.compiled[streams] = self.step_function.lower(state, self.held, batches).compile()
+    return self.compiled[streams]
 
 
 @contextlib.contextmanager
@@ -464,6 +496,13 @@ def timing(tokens: float, began: float, waited: float) -> dict[str, float]:
 def of_hosts(own: np.ndarray) -> dict[str, float]:
   """What each host of several needed for itself in a step: float32 [hosts]."""
   return {f"host_seconds/{host}": float(seconds) for host, seconds in enumerate(own)} if len(own) > 1 else {}
+
+
+def device_memory() -> dict[str, int]:
+  """Bytes that were in use at most on the fullest device of this host; empty where devices do not tell, as CPUs."""
+  told = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [each["peak_bytes_in_use"] for each in told if "peak_bytes_in_use" in each]
+  return {"device_memory": max(peaks)} if peaks else {}
 
 
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:

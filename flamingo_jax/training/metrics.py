@@ -4,19 +4,22 @@ import collections
 import json
 import os
 import pathlib
-import time
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from flamingo_jax.errors import UserError
 
 METRICS = "metrics.jsonl"
-FLUSH_SECONDS = 10.0  # of TensorBoard's file
 TAIL = 20  # lines that a crash bundle has
-# What is measured in seconds; everything else is the same in every run of one config on the same devices.
-TIMING = ("seconds", "tokens_per_second", "input_wait", "evaluation_seconds", "save_seconds", "goodput", "host_seconds")
+# What is measured, in seconds or bytes; everything else is the same in every run of one config on the same devices.
+TIMING = (
+  "seconds",
+  "tokens_per_second",
+  "input_wait",
+  "evaluation_seconds",
+  "save_seconds",
+  "goodput",
+  "host_seconds",
+  "device_memory",
+)
 
 
 class MetricsLog:
@@ -29,6 +32,8 @@ class MetricsLog:
     self.active = active
     if not active:
       return
+    from flamingo_jax.training.tensorboard import Board
+
     self.path = workdir / METRICS
     keep_until(self.path, resume_step)
     self.last: collections.deque[dict] = collections.deque(maxlen=TAIL)
@@ -63,35 +68,6 @@ class MetricsLog:
       self.file.close()
 
 
-class Board:
-  """The same numbers for TensorBoard.
-
-  Written by the thread that trains: tensorboardX's own writer has a thread with a short queue, and a disk that refuses
-  ends that thread, after which a run would wait for room in the queue for ever.
-  """
-
-  def __init__(self, folder: pathlib.Path, resume_step: int):
-    folder.mkdir(exist_ok=True)
-    self.events = EventsWriter(str(folder / "events"))
-    # TensorBoard forgets what a killed run wrote from this step on.
-    start = SessionLog(status=SessionLog.START)
-    self.events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-    self.flush()
-
-  def write(self, step: int, metrics: dict[str, float]) -> None:
-    values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-    self.events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-    if time.monotonic() - self.flushed > FLUSH_SECONDS:
-      self.flush()
-
-  def flush(self) -> None:
-    self.events.flush()
-    self.flushed = time.monotonic()
-
-  def close(self) -> None:
-    self.events.close()
-
-
 def keep_until(path: pathlib.Path, step: int) -> None:
   """Rewrites the log without the lines after `step`, and without a last line that a kill cut short."""
   if not path.exists():
@@ -103,7 +79,7 @@ def keep_until(path: pathlib.Path, step: int) -> None:
 
 
 def untimed(line: dict) -> dict:
-  """A line without what is measured in seconds."""
+  """A line without what is measured."""
   return {name: value for name, value in line.items() if name.split("/")[0] not in TIMING}
 
 

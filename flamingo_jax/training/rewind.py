@@ -88,7 +88,8 @@ def segments(start: int, stop: int, rewinds: tuple[Rewind, ...]) -> Iterator[tup
   Yields:
     (the first batch's number, how many); the first batch of a run without rewinds is number 1, that of its step 1.
   """
-  steps, number = 0, 1  # steps that have a batch, and the next batch
+  steps: float = 0  # that have a batch
+  number: float = 1  # of the next batch
   for first, last in [*sorted((rewind.first, rewind.last) for rewind in rewinds), (math.inf, math.inf)]:
     if last <= number:
       continue

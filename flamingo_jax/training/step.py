@@ -186,6 +186,6 @@ def make_train_step(
   return train_step
 
 
-def jitted(train_step: Callable, state: State) -> Callable:
+def jitted(train_step: Callable, state: State) -> jax.stages.Wrapped:
   """The update as it is run: in the place of the state it is given, and laid out like it."""
   return jax.jit(train_step, donate_argnums=0, out_shardings=(placements(state), None))

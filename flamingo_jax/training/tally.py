@@ -12,26 +12,27 @@ from jaxtyping import Float
 from flamingo_jax.parallel.mesh import AXES, data_hosts, replicated
 
 HostSeconds = Callable[[float], jax.Array]
-Tally = Callable[[dict[str, int], float], tuple[jax.Array, jax.Array]]
+Tally = Callable[[dict[str, int], float, int], tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def make_tally(mesh: Mesh) -> Tally:
   """A small program of its own on the devices: nothing on the host waits for it until its numbers are read.
 
   Returns:
-    A function (counts of this host, seconds it waited) -> (counts of the whole batch int32 [names], by sorted name; the
-    seconds of the host that waited longest). All hosts call it together, with the same names. Where a model lies over
-    several hosts, these read the same rows; what they count is counted once.
+    A function (counts of this host, seconds it waited, what it wants) -> (counts of the whole batch int32 [names], by
+    sorted name; the seconds of the host that waited longest; the most that one wants). All hosts call it together, with
+    the same names. Where a model lies over several hosts, these read the same rows; what they count is counted once.
   """
   _, parts = data_hosts(mesh)
 
   @functools.partial(jax.jit, out_shardings=replicated(mesh))
-  def over_devices(counts: jax.Array, waited: jax.Array):
-    return counts.sum(axis=0) // (mesh.size // parts), waited.max()  # so many devices say the same
+  def over_devices(counts: jax.Array, others: jax.Array):
+    waited, wanted = others.max(axis=0)
+    return counts.sum(axis=0) // (mesh.size // parts), waited, wanted  # so many devices say the same
 
-  def tally(counts: dict[str, int], waited: float) -> tuple[jax.Array, jax.Array]:
+  def tally(counts: dict[str, int], waited: float, wanted: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     own = np.asarray([counts[name] for name in sorted(counts)], np.int32)
-    return over_devices(on_each_device(own, mesh), on_each_device(np.asarray(waited, np.float32), mesh))
+    return over_devices(on_each_device(own, mesh), on_each_device(np.asarray([waited, wanted], np.float32), mesh))
 
   return tally
 

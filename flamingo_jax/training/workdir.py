@@ -19,6 +19,7 @@ FREE = (  # fields that may change from start to start: they leave what is learn
   "zero_shot",
   "zero_shot.*",
   "evaluate_every",
+  "writers",
   "model.attention",
   "model.remat",
   "frozen.*",

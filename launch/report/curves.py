@@ -20,6 +20,7 @@ STREAM_COLORS = ("#2f9e6e", "#8e63ce", "#d1495b", "#2a9aa8", "#9a6b45", "#b8860b
 GATES = (("attention", TRAIN), ("feed_forward", HELD_OUT))
 MOST_POINTS = 1500  # of one line: more cannot be told apart on a screen, and make the file heavy
 SMOOTHING = 25  # the moving average looks back over one part in this many of the run
+SMOOTHED = "smoothed"  # the sources that have such an average
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,13 @@ def embed(charts: Sequence[Chart]) -> tuple[str, tuple[str, ...]]:
   if not charts:
     return "", ()
   script, places = components(tuple(chart.drawing for chart in charts))
-  return Resources(mode="inline", components=["bokeh"]).render() + script, places
+  return Resources(mode="inline", components=["bokeh"], log_level="warn").render() + script, places
+
+
+def smoothed_sources(charts: Sequence[Chart]) -> list[str]:
+  """The ids of what a slider smooths anew."""
+  found = (chart.drawing.select({"type": ColumnDataSource, "name": SMOOTHED}) for chart in charts)
+  return sorted(source.id for each in found for source in each)
 
 
 def loss_charts(metrics: Sequence[dict], streams: Sequence[str]) -> tuple[Chart, ...]:
@@ -113,7 +120,7 @@ def visual_gain_charts(metrics: Sequence[dict], streams: Sequence[str]) -> tuple
     lines = [(stream, series(metrics, f"visual_gain/{stream}/{rival}")) for stream in streams]
     colored = [(stream, line, stream_color(streams, stream)) for stream, line in lines if line]
     if colored:
-      drawing = _canvas(230)
+      drawing = canvas(230)
       drawing.add_layout(Span(location=0, dimension="width", line_color=QUIET, line_dash="dashed", line_width=1))
       keys = tuple(_draw_dotted(drawing, *line) for line in colored)
       charts.append(Chart(title, "nats per token; below zero, looking helps", keys, drawing))
@@ -140,7 +147,7 @@ def _loss_chart(metrics: Sequence[dict], stream: str) -> Chart | None:
   raw = series(metrics, f"{kind}/{stream}")
   if not raw:
     return None
-  drawing = _canvas(280, numerals="0.0[0]")
+  drawing = canvas(280, numerals="0.0[0]")
   keys = _draw_raw_and_smooth(drawing, raw, TRAIN)
   for part, color, mark, label in (
     ("train", TRAIN, "ring", "fixed training batches"),
@@ -162,7 +169,7 @@ def _small_chart(line: Series, title: str, numerals: str | None) -> Chart | None
   """Without `numerals` the line is a schedule: without noise to smooth, and too small to write without an exponent."""
   if not line:
     return None
-  drawing = _canvas(170, numerals=numerals)
+  drawing = canvas(170, numerals=numerals)
   if numerals:
     _draw_raw_and_smooth(drawing, line, TRAIN)
   else:
@@ -176,7 +183,7 @@ def _gate_layers(metrics: Sequence[dict], kind: str) -> list[int]:
 
 
 def _final_gates(metrics: Sequence[dict], kinds: Sequence[tuple[str, str]], layers: Sequence[int]) -> Chart:
-  drawing = _canvas(230, x_range=[str(layer) for layer in layers], x_label="layer of the language model")
+  drawing = canvas(230, x_range=[str(layer) for layer in layers], x_label="layer of the language model")
   drawing.xgrid.grid_line_color = None
   drawing.add_layout(Span(location=0, dimension="width", line_color=QUIET, line_width=1))
   for place, (kind, color) in enumerate(kinds):
@@ -192,7 +199,7 @@ def _final_gates(metrics: Sequence[dict], kinds: Sequence[tuple[str, str]], laye
 
 
 def _gates_over_steps(metrics: Sequence[dict], kind: str, layers: Sequence[int]) -> Chart:
-  drawing = _canvas(230)
+  drawing = canvas(230)
   keys = []
   for layer, color in zip(layers, _depth_colors(len(layers)), strict=True):
     keys.append(_draw_dotted(drawing, f"layer {layer}", series(metrics, f"gates/{kind}/{layer}"), color))
@@ -206,7 +213,7 @@ def _depth_colors(count: int) -> list[str]:
   return [palette[round(place)] for place in np.linspace(0, len(palette) - 1, count)]
 
 
-def _canvas(height: int, *, numerals: str | None = None, x_range=None, x_label: str = "step") -> figure:
+def canvas(height: int, *, numerals: str | None = None, x_range=None, x_label: str = "step") -> figure:
   tools = "box_zoom,xwheel_zoom,reset,save"
   options = {} if x_range is None else {"x_range": x_range}
   drawing = figure(height=height, sizing_mode="stretch_width", tools=tools, active_drag=None, **options)
@@ -228,23 +235,28 @@ def _canvas(height: int, *, numerals: str | None = None, x_range=None, x_label: 
   if numerals:
     drawing.yaxis.formatter = NumeralTickFormatter(format=numerals)
   else:
-    drawing.yaxis.formatter = BasicTickFormatter(precision=2)
+    drawing.yaxis.formatter = BasicTickFormatter()  # as many digits as tell the ticks apart
   drawing.yaxis.ticker.desired_num_ticks = 5
   return drawing
 
 
 def _draw_raw_and_smooth(drawing: figure, line: Series, color: str) -> list[Key]:
-  thin = _thin(len(line.steps))
-  columns = {"step": line.steps, "raw": line.values, "smooth": smooth(line.values)}
-  source = ColumnDataSource({name: values[thin] for name, values in columns.items()})
+  source = smoothed_source(line)
   drawing.line("step", "raw", source=source, color=color, alpha=0.28, line_width=1)
   average = drawing.line("step", "smooth", source=source, color=color, line_width=2)
   _hover(drawing, average, [("step", "@step{0,0}"), ("value", "@raw{0.000a}"), ("smoothed", "@smooth{0.000a}")])
   return [Key("each step", color, "faint"), Key("smoothed", color, "line")]
 
 
+def smoothed_source(line: Series) -> ColumnDataSource:
+  """Columns step, raw and smooth of the points that are drawn; a page's slider finds it by its name."""
+  thin = thin_out(len(line.steps))
+  columns = {"step": line.steps, "raw": line.values, "smooth": smooth(line.values)}
+  return ColumnDataSource({name: values[thin] for name, values in columns.items()}, name=SMOOTHED)
+
+
 def _draw_plain(drawing: figure, line: Series, color: str) -> None:
-  thin = _thin(len(line.steps))
+  thin = thin_out(len(line.steps))
   labels = [f"{value:.3g}" for value in line.values[thin]]
   source = ColumnDataSource({"step": line.steps[thin], "value": line.values[thin], "label": labels})
   drawn = drawing.line("step", "value", source=source, color=color, line_width=2)
@@ -277,6 +289,6 @@ def _hover(drawing: figure, drawn, rows: list[tuple[str, str]], mode: str = "vli
   drawing.add_tools(HoverTool(renderers=[drawn], tooltips=rows, mode=mode, visible=False))
 
 
-def _thin(count: int) -> np.ndarray:
+def thin_out(count: int) -> np.ndarray:
   """Which of so many points to draw: evenly spread, always the first and the last."""
   return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))

@@ -56,6 +56,8 @@ class TrainingExample:
 class Generation:
   """One sampled continuation, beside the truth and beside what the model writes when it is shown nothing.
 
+  `step` is that of the checkpoint; `earlier` has (step, text) of those before it, oldest first.
+
   Raises:
     ValueError: media are not uint8 [F, H, W, 3].
   """
@@ -66,6 +68,8 @@ class Generation:
   text: str
   reference: str
   without_media: str
+  step: int = 0
+  earlier: tuple[tuple[int, str], ...] = ()
 
   def __post_init__(self):
     _check_media(self.media)
@@ -138,6 +142,8 @@ def render(report: Report) -> str:
     report=report,
     charts=placed,
     scripts=Markup(scripts),  # nosec B704
+    sources=curves.smoothed_sources([*charts["loss"], *charts["progress"]]),
+    share=100 / curves.SMOOTHING,
     headline=headline(metrics, streams),
     beside_baseline=bool(_against_baseline(metrics, streams)),
     readings=[(stream, text) for stream in streams if (text := reading(metrics, stream))],

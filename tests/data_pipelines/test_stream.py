@@ -13,7 +13,7 @@ from data_pipelines.media import decode_image
 from data_pipelines.schema import Example, serialize
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, check_stream, mixture
+from data_pipelines.stream import Stream, StreamConfig, check_stream, mixture, round_robin, turn
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.prompts import EndOfChunk, Medium, completed
 from flamingo_jax.evaluation.tasks.example import Example as EvaluatedExample
@@ -617,6 +617,17 @@ def test_a_mixture_is_the_same_batch_of_every_stream(stream, pairs, pages):
     for name, one in streams.items():
       for step, batch in enumerate(take(one, 2, 3, host=host, hosts=2)):
         assert_equal(mixed[step][name], batch)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 5])
+def test_a_round_robin_has_every_batch_of_every_stream_in_turns(stream, pairs, pages, start):
+  page_stream = stream(pages, layout="interleaved", batch_size=2)
+  streams = dict(pairs=stream(pairs, batch_size=4), pages=page_stream, again=stream(pairs, batch_size=2))
+  read = list(itertools.islice(round_robin(streams, start), 4))
+  for number, batches in enumerate(read, start):
+    name, own = ("pairs", "pages", "again")[number % 3], number // 3
+    assert list(batches) == [name] and turn(tuple(streams), number) == (name, own)
+    assert_equal(batches[name], take(streams[name], 1, own)[0])
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ from flamingo_jax.training.tally import HostTime, by_host, make_host_seconds, ma
 
 def test_one_host_is_told_what_it_said():
   mesh = make_mesh(MeshConfig())
-  counted, waited = jax.device_get(make_tally(mesh)({"b": 2**24 + 1, "a": 3}, 0.25))  # more than a float32 holds
+  numbers = make_tally(mesh)({"b": 2**24 + 1, "a": 3}, 0.25, 5)  # more than a float32 holds
+  counted, waited, wanted = jax.device_get(numbers)
   assert counted.tolist() == [3, 2**24 + 1]
-  assert waited.item() == 0.25
+  assert (waited.item(), wanted.item()) == (0.25, 5)
   assert make_host_seconds(mesh)(0.75).tolist() == [0.75]
 
 

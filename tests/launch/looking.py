@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import re
 
 from playwright.sync_api import Browser, Page
 
@@ -38,6 +39,7 @@ CONTRAST = """() => {
   }
   return least;
 }"""
+BOKEH_SAYS = re.compile(r"\[bokeh .*\] setting log level to")
 OPEN_ALL = "document.querySelectorAll('details').forEach(part => part.open = true)"
 
 
@@ -51,7 +53,7 @@ def opened(browser: Browser, path: pathlib.Path, size: tuple[int, int] = DESKTOP
     if not request.url.startswith((path.as_uri(), "data:")):
       wrong.append(request.url)
 
-  page.on("console", lambda message: wrong.append(message.text))
+  page.on("console", lambda message: BOKEH_SAYS.match(message.text) or wrong.append(message.text))
   page.on("pageerror", lambda error: wrong.append(str(error)))
   page.on("request", note_request)
   page.goto(path.as_uri())

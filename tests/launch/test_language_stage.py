@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,13 +25,7 @@ SHORT = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """These programs run for microseconds, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 def sizes(quickstart_data: pathlib.Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from looking import DESKTOP, PHONE, opened, stays_inside
 from PIL import Image
 
 from launch.report import Generation, ParameterRow, Report, TrainingExample, render
@@ -82,7 +83,16 @@ def full_report() -> Report:
     metrics=metrics,
     examples=(page_example(), video_example()),
     generations=(
-      Generation("pages", "<image> The tool", (media(1),), f" is {HOSTILE}", f" was {HOSTILE}", f" no {HOSTILE}"),
+      Generation(
+        "pages",
+        "<image> The tool",
+        (media(1),),
+        f" is {HOSTILE}",
+        f" was {HOSTILE}",
+        f" no {HOSTILE}",
+        step=120,
+        earlier=((40, "at first"), (80, f" then {HOSTILE}")),
+      ),
       Generation("videos", "<image>", (media(4),), "", "A bike.", ""),
     ),
     parameters=(ParameterRow("resampler", 300, 0), ParameterRow("language model", 0, 900)),
@@ -124,6 +134,7 @@ def test_text_of_the_run_is_never_markup(html, page):
   assert HOSTILE not in html
   shown = page.find("section", id="generations").text
   assert all(f"{word} {HOSTILE}" in shown for word in ("is", "was", "no"))
+  assert shown.index("at first") < shown.index(f"then {HOSTILE}") < shown.rindex(f"is {HOSTILE}")
   assert HOSTILE in page.find("section", id="examples").text
   assert HOSTILE in page.find("h1").text
   assert HOSTILE in page.find("pre").text
@@ -249,6 +260,24 @@ def test_every_chart_has_its_place_and_bokeh_is_inside(html, page):
   ]  # fmt: skip
   assert len(page.select(".chart [data-root-id]")) == len(titles)
   assert "Bokeh" in html and "Bokeh" not in render(nothing())
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_the_page_is_whole_at_any_width_and_its_slider_smooths(browser, html, tmp_path, size, colours):
+  (tmp_path / "report.html").write_text(html)
+  differing = """share => {
+    const slider = document.getElementById("smoothing");
+    slider.value = share;
+    slider.dispatchEvent(new Event("input"));
+    const found = [...Bokeh.documents[0].all_models].filter(model => model.name === "smoothed");
+    return found.filter(({data}) => data.raw.some((value, place) => value !== data.smooth[place])).length;
+  }"""
+  with opened(browser, tmp_path / "report.html", size, color_scheme=colours) as shown:
+    shown.locator(".chart canvas").first.wait_for()
+    assert stays_inside(shown, size[0], "article")
+    assert [shown.evaluate(differing, share) for share in (0, 5)] == [0, 5]  # two streams, loss, norm, speed
+    assert shown.locator("output").inner_text() == "over 5 % of the run"
 
 
 def test_a_long_run_stays_light():
