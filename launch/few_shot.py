@@ -18,6 +18,7 @@ from flamingo_jax.evaluation.runner import Benchmark, quick_scores, read_benchma
 from flamingo_jax.evaluation.settings import BenchmarkConfig, FewShotConfig, check_few_shot
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig
 from launch.config import build, join
 
@@ -90,7 +91,8 @@ def make_model(config: FlamingoConfig, parameters: Parameters, tokenizer: Tokeni
     tokenizer: of the model.
     few_shot: what is done at once, and how films are read.
   """
-  frames = few_shot.frames if config.resampler is not None and config.resampler.frames else 1
+  interpolates = isinstance(config.resampler, PerceiverResamplerConfig) and config.resampler.frames
+  frames = few_shot.frames if interpolates else config.frames
   limits = Limits(few_shot.batch_size, frames, few_shot.context, few_shot.media_memory)
   size, rate = config.vision.image_size, few_shot.frames_per_second
   return Model(config, parameters, tokenizer, lambda medium: read_frames(medium, size, frames, rate), limits)

@@ -104,7 +104,7 @@ def continue_prompt(
     images,
     tokenizer,
     image_size=experiment.model.vision.image_size,
-    frames=experiment.model.resampler.frames,
+    frames=experiment.model.frames,
     frames_per_second=video_rate(experiment),
   )
   parameters = trained_parameters(experiment, workdir)

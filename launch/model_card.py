@@ -188,7 +188,7 @@ def use(form: str, model: FlamingoConfig) -> str:
   if form != "stablehlo":
     return USE[form]
   inputs, resampler = forward_inputs(model), model.resampler
-  most = ((resampler.frames, "frames"), (resampler.media, "slots")) if resampler else ()
+  most = ((resampler.frames, "frames"), (getattr(resampler, "media", 0), "slots")) if resampler else ()
   limits = [f"at most {count} {what}" for count, what in most if count]
   return USE[form].format(
     platforms=", ".join(PLATFORMS),

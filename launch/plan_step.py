@@ -41,7 +41,7 @@ def plan_step(path: str, overrides: dict[str, str], topology: str, steps: int | 
     UserError: config, slice and mesh do not fit together, the step does not fit a chip, or what was compiled cannot be
       read with certainty.
   """
-  experiment = read_experiment(load_config(path, overrides), path)
+  experiment = read_accumulating(path, overrides)
   slice_ = open_topology(topology)
   check_fit(experiment.objective(), experiment.training, experiment.rows, len(slice_.devices))
   try:
@@ -79,7 +79,7 @@ def plan_search(
   Raises:
     UserError: config or slice are not as they should be, or nothing near fits.
   """
-  experiment = read_experiment(load_config(path, overrides), path)
+  experiment = read_accumulating(path, overrides)
   slice_ = open_topology(topology)
   found, refused = [], []
   for candidate in track(chosen(experiment, slice_, tries), "compiling", console=Console(stderr=True)):
@@ -98,6 +98,17 @@ def plan_search(
     Console(highlight=False).print(search_table(path, topology, found, refused))
   if not found:
     raise UserError(f"{path} on {topology}: none of {len(refused)} settings fits a chip; try a larger slice.")
+
+
+def read_accumulating(path: str, overrides: dict[str, str]) -> Experiment:
+  """The experiment of a config. Raises UserError when its updates are not all alike, besides the faults of configs."""
+  experiment = read_experiment(load_config(path, overrides), path)
+  if experiment.training.mixture != "accumulate":
+    raise UserError(
+      f"{path}: mixture is {experiment.training.mixture!r}, so that steps differ; a plan is of one that reads all "
+      "streams. Plan with --config.mixture=accumulate, or a config of one stream."
+    )
+  return experiment
 
 
 def compiled_estimate(experiment: Experiment, slice_: Topology) -> Estimate:

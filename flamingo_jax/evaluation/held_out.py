@@ -140,6 +140,8 @@ def evaluate_flamingo(
 
 def gates(parameters: Parameters, model: FlamingoConfig) -> dict[str, float]:
   """tanh of both gates of each gated layer, by the language layer it stands before (paper, figure 6)."""
+  if not model.cross_attention.gated:
+    return {}
   layers = gated_layers(model.language.layers, model.cross_attention)
   metrics = {}
   for kind in ("attention", "feed_forward"):

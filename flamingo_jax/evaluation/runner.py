@@ -259,7 +259,7 @@ def ranked(model: Model, plan: Plan, asked: Sequence[Asked]) -> list[dict]:
 def described(asked: Asked) -> dict:
   """What was asked, as a line of predictions has it; of an ensemble the first prompt."""
   prompt = asked.prompts[0]
-  about = dict(id=asked.query.id, prompt=prompting.written(prompt))
+  about: dict[str, object] = dict(id=asked.query.id, prompt=prompting.written(prompt))
   about["media"] = [[medium.path, medium.start, medium.end] for medium in prompting.media_of(prompt)]
   about |= dict(support=asked.support, references=asked.query.references)
   return about | dict(orders=asked.orders) if len(asked.orders) > 1 else about

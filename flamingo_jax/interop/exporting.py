@@ -12,6 +12,7 @@ from flamingo_jax.interop.flamingo_rules import LAYERS_OF, OPENFLAMINGO_ADDED, t
 from flamingo_jax.interop.rules import foreign_from
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.parameters import Parameters, nested
+from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import example_media
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -37,19 +38,20 @@ def openflamingo_faults(config: FlamingoConfig, family: str, trained: Iterable[s
     "model.cross_attention.norm_epsilon": (gated.norm_epsilon, 1e-5),
     "model.cross_attention.head_norm": (gated.head_norm, ""),
     "model.cross_attention.gated_feed_forward": (gated.gated_feed_forward, False),
+    "model.cross_attention.gated": (gated.gated, True),
     "model.cross_attention.vector_gates": (gated.vector_gates, False),
     "model.cross_attention.after": (gated.after, False),
     "model.cross_attention.offset": (gated.offset, gated.every - 1),
     # Its text before the first image reads all media where text reads all previous ones, else none.
     "model.cross_attention.blind_sees_all": (gated.blind_sees_all, gated.previous_media),
   }
-  if resampler is not None:
+  if isinstance(resampler, PerceiverResamplerConfig):
     only["model.resampler.activation"] = (resampler.activation, "gelu")
     only["model.resampler.head_norm"] = (resampler.head_norm, "")
   faults = [f"{field} is {ours!r}; OpenFlamingo has only {theirs!r}." for field, (ours, theirs) in only.items()
             if ours != theirs]  # fmt: skip
-  if resampler is None:
-    faults.append("model.resampler is None; OpenFlamingo always has one.")
+  if not isinstance(resampler, PerceiverResamplerConfig):
+    faults.append("model.resampler is no Perceiver; OpenFlamingo always has one.")
   if family not in LAYERS_OF:
     faults.append(f"the language model is of the family {family!r}; OpenFlamingo has {', '.join(LAYERS_OF)}.")
   if config.language.extra_tokens > len(ADDED_TOKENS):
@@ -128,7 +130,7 @@ def forward_inputs(config: FlamingoConfig) -> dict[str, jax.ShapeDtypeStruct]:
   has as many as these at most.
   """
   resampler = config.resampler
-  limits = {"f": resampler.frames, "n": resampler.media} if resampler is not None else {}
+  limits = {"f": resampler.frames if resampler else 0, "n": getattr(resampler, "media", 0)}
   constraints = [f"{axis} <= {most}" for axis, most in limits.items() if most]
   b, l, n, f = export.symbolic_shape("b, l, n, f", constraints=constraints)  # noqa: E741  as in all shapes
   frame = jax.eval_shape(lambda: example_media(config.vision))

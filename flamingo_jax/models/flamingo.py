@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig, Media, group_layers, ungroup_layers
+from flamingo_jax.models.mlp_resampler import MlpResampler, MlpResamplerConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResampler, PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import VisionConfig, example_media, vision_tower
 from flamingo_jax.models.vision.vit import VitConfig
@@ -20,12 +21,18 @@ class FlamingoConfig:
   """Everything the architecture is made of."""
 
   vision: VisionConfig = VitConfig()
-  resampler: PerceiverResamplerConfig | None = PerceiverResamplerConfig()  # None: text reads the features themselves
+  # None: text reads the features themselves.
+  resampler: PerceiverResamplerConfig | MlpResamplerConfig | None = PerceiverResamplerConfig()
   cross_attention: GatedCrossAttentionConfig = GatedCrossAttentionConfig()
   language: DecoderConfig = DecoderConfig()
   dtype: str = "bfloat16"  # of activations and matrix products
   attention: str = "auto"  # its implementation: a name of ops.attention
   remat: str = "products"  # what of each layer is computed again for its gradient: a name of ops.remat.POLICIES
+
+  @property
+  def frames(self) -> int:
+    """Frames of a clip in training, at most."""
+    return 1 if self.resampler is None else max(self.resampler.frames, 1)
 
 
 class Flamingo(nn.Module):
@@ -36,7 +43,9 @@ class Flamingo(nn.Module):
   def setup(self):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
     self.vision = vision_tower(config.vision, dtype, config.attention)
-    if config.resampler is not None:
+    if isinstance(config.resampler, MlpResamplerConfig):
+      self.resampler = MlpResampler(config.resampler, dtype)
+    elif config.resampler is not None:
       self.resampler = PerceiverResampler(config.resampler, dtype, config.attention, config.remat)
     self.language = Decoder(config.language, dtype, config.cross_attention, config.remat, config.attention)
 

@@ -26,6 +26,7 @@ class GatedCrossAttentionConfig:
   norm: str = "layer"
   norm_epsilon: float = 1e-5
   head_norm: str = ""  # of queries and keys, such as "rms"; empty: none
+  gated: bool = True  # False: what the layers give is added as it is, as in the paper's table 3
   vector_gates: bool = False  # a gate for every channel instead of one for the layer
   previous_media: bool = False  # text reads all media up to its own, not its own alone
   blind_sees_all: bool = False  # as OpenFlamingo does with previous_media; only to compare with it
@@ -34,7 +35,7 @@ class GatedCrossAttentionConfig:
 class GatedCrossAttention(nn.Module):
   """Lets a frozen language layer see the media (paper, section 2.2 and figure 4).
 
-  Both gates start at zero, so an untrained block is the identity.
+  Both gates start at zero, so an untrained block is the identity; unless it has none.
   """
 
   config: GatedCrossAttentionConfig
@@ -53,19 +54,22 @@ class GatedCrossAttention(nn.Module):
     normed = self.norm("attention_norm")(text)
     attend = attention_of(config, text.shape[-1], self.dtype, self.implementation, name="attention")
     read = attend.recall if isinstance(media, tuple) else attend
-    text = text + self.gate("attention_gate", text.shape[-1]) * read(normed, media, mask)
+    text = text + self.gated("attention_gate", read(normed, media, mask))
     normed = self.norm("feed_forward_norm")(text)
     hidden = round(text.shape[-1] * config.feed_forward_multiplier)
     feed = FeedForward(hidden, config.activation, self.dtype, config.gated_feed_forward, name="feed_forward")
-    return text + self.gate("feed_forward_gate", text.shape[-1]) * feed(normed)
+    return text + self.gated("feed_forward_gate", feed(normed))
 
   def norm(self, name: str) -> nn.Module:
     return NORMS[self.config.norm](dtype=self.dtype, epsilon=self.config.norm_epsilon, name=name)
 
-  def gate(self, name: str, width: int) -> Array:
-    shape, axes = ((width,), ("norm",)) if self.config.vector_gates else ((), ())
+  def gated(self, name: str, change: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    """What is added to the text: the change times the tanh of a learned scale."""
+    if not self.config.gated:
+      return change
+    shape, axes = (change.shape[-1:], ("norm",)) if self.config.vector_gates else ((), ())
     scale = self.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape)
-    return jnp.tanh(scale.astype(jnp.float32)).astype(self.dtype)
+    return jnp.tanh(scale.astype(jnp.float32)).astype(self.dtype) * change
 
 
 def attention_of(

@@ -16,6 +16,7 @@ from flamingo_jax.ops.remat import rematerialized
 class PerceiverResamplerConfig:
   """Sizes of the resampler; its width is the vision encoder's (paper, table 4)."""
 
+  family: str = "perceiver"
   layers: int = 6
   latents: int = 64
   heads: int = 16

@@ -87,8 +87,8 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
   pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
   if pairs:
     return tuple(map(int, pairs.groups()))
-  written = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes)
-  written = written.group(1) if written else "{}"
+  groups = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes)
+  written = groups.group(1) if groups else "{}"
   if written == "{}":
     return tuple(range(devices))
   listed = re.match(r"\{\{([\d,]+)\}", written)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -135,7 +136,7 @@ def model_flops(
   model: FlamingoConfig | ContrastiveConfig | LanguageModelConfig, trained: tuple[str, ...], streams: Streams
 ) -> dict[str, Flops]:
   """The operations of one step by part of the model, all streams together."""
-  counts = {
+  counts: dict[type, Callable[..., dict[str, Flops]]] = {
     FlamingoConfig: flamingo_flops,
     ContrastiveConfig: contrastive_flops,
     LanguageModelConfig: language_flops,

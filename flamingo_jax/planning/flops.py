@@ -18,6 +18,7 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig, plan_groups
 from flamingo_jax.models.language_model import LanguageModelConfig
+from flamingo_jax.models.mlp_resampler import MlpResamplerConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
@@ -85,7 +86,9 @@ def flamingo_flops(config: FlamingoConfig, shapes: dict[str, tuple[int, ...]], t
   latents, width = vision.positions, vision.width
   if config.resampler is not None:
     resampler = config.resampler
-    parts["resampler"] = resample(resampler, rows * slots, frames * vision.positions, width, trained, seen)
+    at_once = isinstance(resampler, MlpResamplerConfig)
+    count, features = (resample_at_once, resampler.frames) if at_once else (resample, frames)
+    parts["resampler"] = count(resampler, rows * slots, features * vision.positions, width, trained, seen)
     seen, latents, width = seen or trained("resampler/"), resampler.latents, resampler.output_width or width
   text, media = (rows, length), (slots * latents, width)
   return parts | decode(config.language, config.cross_attention, text, media, trained, seen)
@@ -271,6 +274,16 @@ def resample(
   if not config.output_width:
     return layer * config.layers
   return layer * config.layers + linear("output", config.latents, width, config.output_width)
+
+
+def resample_at_once(
+  config: MlpResamplerConfig, clips: int, features: int, width: int, trained: Trained, seen: bool
+) -> Flops:
+  """The same by an MLP, which reads absent frames too."""
+  passed = seen or trained("resampler/")
+  inputs, outputs = features * width, config.latents * (config.output_width or width)
+  up = product(clips, inputs, config.hidden_width, trained=trained("resampler/up/kernel"), passed=passed)
+  return up + product(clips, config.hidden_width, outputs, trained=trained("resampler/down/kernel"), passed=passed)
 
 
 def tower(config: VisionConfig, frames: int, trained: Trained) -> Flops:

@@ -37,7 +37,7 @@ class Array:
     return size
 
   @property
-  def bytes(self) -> int:
+  def bytes(self) -> float:
     return self.size * bytes_of(self.dtype)
 
 

@@ -61,4 +61,4 @@ def compare(counts: dict[str, tuple[int, int]], published: dict[str, float]) -> 
   """Every part, and their total, beside the published figures."""
   trained, frozen = (sum(column) for column in zip(*counts.values(), strict=True))
   rows = counts | {"total": (trained, frozen)}
-  return [Comparison(part, *numbers, published.get(part)) for part, numbers in rows.items()]
+  return [Comparison(part, own, fixed, published.get(part)) for part, (own, fixed) in rows.items()]

@@ -12,6 +12,7 @@ from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
 from flamingo_jax.models.language_model import LanguageModelConfig
+from flamingo_jax.models.mlp_resampler import MlpResamplerConfig
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.nfnet import NfnetConfig
@@ -70,6 +71,7 @@ CASES = {
 }
 PRODUCTS = {
   "nfnet": (NFNET, ADAPTERS),
+  "mlp resampler": (dataclasses.replace(MODEL, resampler=MlpResamplerConfig(latents=4, frames=3)), ADAPTERS),
   "contrastive": (CONTRASTIVE, ("^vision/", "^text/(?!embeddings)", "projection", "log_temperature")),
 }
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,16 @@ def test_shut_gates_make_the_layer_the_identity(jit, weights, inputs, dtype):
   passed = jit(layer(jnp.dtype(dtype)).apply)(nested(shut), text, media, inputs[2])
   assert passed.dtype == dtype
   np.testing.assert_array_equal(passed, text)
+
+
+def test_a_layer_without_gates_is_one_whose_gates_are_wide_open(jit, weights, inputs):
+  plain = GatedCrossAttention(dataclasses.replace(CONFIG, gated=False), jnp.float32)
+  assert set(flat(jit(plain.init)(jax.random.key(0), *inputs)["params"])) == set(weights) - set(GATES)
+  without = {path: array for path, array in weights.items() if path not in GATES}
+  wide_open = weights | dict.fromkeys(GATES, np.float32(100))  # their tanh is 1
+  np.testing.assert_array_equal(
+    jit(plain.apply)(nested(without), *inputs), jit(layer().apply)(nested(wide_open), *inputs)
+  )
 
 
 def test_behind_shut_gates_only_the_gates_learn(jit, weights, inputs):

@@ -128,6 +128,14 @@ def test_a_slice_or_mesh_that_does_not_fit_is_one_clear_message(tmp_path):
   assert finished.stderr.splitlines()[-1].startswith("flamingo plan: --topology is 'v5e:4x4x4'; a slice of v5e has 2")
 
 
+def test_steps_that_differ_are_not_planned_as_if_they_were_alike(tmp_path):
+  finished = plan(
+    "--config=configs/tiny.py", "--config.mixture=round_robin", folder=tmp_path, what="--topology=v5e:2x2"
+  )
+  assert finished.returncode == USER_FAULT
+  assert "mixture is 'round_robin'" in finished.stderr
+
+
 def test_a_config_of_ones_own_is_not_taken_for_the_preset_of_that_name(tmp_path):
   mine = tmp_path / "flamingo_3b.py"
   mine.write_text("")

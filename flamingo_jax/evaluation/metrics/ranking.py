@@ -57,10 +57,10 @@ def roc_auc(scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]) -> Sc
 def mean_weighted_average_precision(
   scores: Float[np.ndarray, "n C"],
   classes: Sequence[int],
-  verbs: Sequence[str],
-  nouns: Sequence[str],
-  videos: Sequence[str],
-  annotations: Sequence[int],
+  verbs: Sequence[str] | np.ndarray,
+  nouns: Sequence[str] | np.ndarray,
+  videos: Sequence[str] | np.ndarray,
+  annotations: Sequence[int] | np.ndarray,
 ) -> Score:
   """RareAct's mWAP, as its own script has it: average precision of each action, clips weighing 1 / their video's clips.
 
