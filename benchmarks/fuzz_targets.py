@@ -320,7 +320,8 @@ def configs(folder: pathlib.Path) -> Target:
   from launch.experiment import read_experiment
 
   root = pathlib.Path(__file__).parent.parent / "configs"
-  bases = [run_file(root / f"{name}.py") for name in ("tiny", "quickstart", "quickstart_vision", "idefics_9b")]
+  names = ("tiny", "quickstart", "quickstart_vision", "idefics_9b")
+  bases = [run_file(root / f"{name}.py", "get_config").to_dict() for name in names]
 
   def run(data: bytes) -> None:
     changes, _, overrides = data[1:].partition(b"\xff")

@@ -22,7 +22,10 @@ def load_config(path: str, overrides: dict[str, str]) -> dict:
   Raises:
     UserError: there is no such file, it fails, or an override names no field.
   """
-  return overridden(run_file(find_config(path)), overrides, path)
+  config = run_file(find_config(path), "get_config")
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"{path}: get_config() returns {config!r}; it returns an ml_collections.ConfigDict.")
+  return overridden(config.to_dict(), overrides, path)
 
 
 def overridden(config: dict, overrides: dict[str, str], where: str) -> dict:
@@ -33,33 +36,31 @@ def overridden(config: dict, overrides: dict[str, str], where: str) -> dict:
   return config
 
 
-def find_config(path: str) -> pathlib.Path:
-  """The file itself, or the config of that name that comes with the package."""
+def find_config(path: str, function: str = "get_config") -> pathlib.Path:
+  """The file itself, or that of the same name that comes with the package; `function` tells what kind it is."""
   given = pathlib.Path(path)
   for candidate in (given, PACKAGED / pathlib.Path(*given.parts[given.parts[:1] == ("configs",) :])):
     if candidate.is_file():
       return candidate
-  files = (file for file in PACKAGED.rglob("[!_]*.py") if "def get_config" in file.read_text())
+  files = (file for file in PACKAGED.rglob("[!_]*.py") if f"def {function}" in file.read_text())
   known = ", ".join(sorted(str(file.relative_to(PACKAGED.parent)) for file in files))
   raise UserError(f"{path}: no such config file. Those that come with flamingo_jax: {known}.")
 
 
-def run_file(path: pathlib.Path) -> dict:
-  """What `get_config()` of a Python file returns, as plain dicts."""
+def run_file(path: pathlib.Path, function: str) -> object:
+  """What a function of a Python file returns; it takes no arguments."""
   spec = importlib.util.spec_from_file_location("flamingo_config", path)
   if spec is None or spec.loader is None:
     raise UserError(f"{path}: not a Python file; a config ends in .py.")
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
+    returned = getattr(module, function)() if hasattr(module, function) else None
   except Exception as error:  # whatever a user's file raises is the user's to mend
     raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-  if not hasattr(module, "get_config"):
-    raise UserError(f"{path}: defines no get_config(); a config file returns its ConfigDict from there.")
-  if not isinstance(config, ConfigDict):
-    raise UserError(f"{path}: get_config() returns {config!r}; it returns an ml_collections.ConfigDict.")
-  return config.to_dict()
+  if not hasattr(module, function):
+    raise UserError(f"{path}: defines no {function}(); what the file describes is returned from there.")
+  return returned
 
 
 def override(config: dict, name: str, text: str) -> str | None:
@@ -135,7 +136,7 @@ def choose(members: tuple[type, ...], value: object, where: str, faults: list[st
   """
   if value is None and type(None) in members:
     return None
-  groups = [member for member in members if dataclasses.is_dataclass(member)]
+  groups: list[typing.Any] = [member for member in members if dataclasses.is_dataclass(member)]
   if not groups:  # one value, or a tuple of them
     many = isinstance(value, list | tuple)
     return next(member for member in members if (typing.get_origin(member) is tuple) == many)

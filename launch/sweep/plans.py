@@ -1,0 +1,145 @@
+"""Which trial comes next: from a list, or from an Optuna study, which learns from those before."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import optuna
+
+from flamingo_jax.errors import UserError
+from launch.sweep.outcomes import DONE, FAILED, PRUNED, Result
+from launch.sweep.settings import StudyConfig, Trial, make_trial, texts
+
+STATES = {
+  DONE: optuna.trial.TrialState.COMPLETE,
+  PRUNED: optuna.trial.TrialState.PRUNED,
+  FAILED: optuna.trial.TrialState.FAIL,
+}
+SPACE, FOLDER = "space", "folder"  # what a study notes of itself, and of each trial
+
+
+class Plan(Protocol):
+  """Gives out trials and hears what became of them."""
+
+  def known(self) -> Sequence[Trial]:
+    """Those there are so far, in order, given out or not."""
+
+  def take(self) -> Trial | None:
+    """The next one to run; None when there is none left."""
+
+  def reached(self, trial: Trial, points: Sequence[tuple[int, float]]) -> bool:
+    """Hears the outcomes of a running trial, by step; returns whether it is to be ended."""
+
+  def ended(self, result: Result) -> None:
+    """Hears of the end of a trial."""
+
+
+class ListPlan:
+  """All trials of a list, in its order."""
+
+  def __init__(self, trials: Sequence[Trial]):
+    self.trials, self.given = list(trials), 0
+
+  def known(self) -> Sequence[Trial]:
+    return self.trials
+
+  def take(self) -> Trial | None:
+    if self.given == len(self.trials):
+      return None
+    self.given += 1
+    return self.trials[self.given - 1]
+
+  def reached(self, trial: Trial, points: Sequence[tuple[int, float]]) -> bool:
+    return False
+
+  def ended(self, result: Result) -> None:
+    return None
+
+
+class StudyPlan:
+  """The trials of a study in its database that are run from this folder; others share what they came to.
+
+  Those that an earlier call left unfinished come first.
+  """
+
+  def __init__(self, config: StudyConfig, overrides: dict[str, str], folder: pathlib.Path):
+    """Raises UserError when the database cannot be opened, or its study is another one."""
+    self.config, self.overrides, self.folder = config, overrides, str(folder.absolute())
+    self.study = open_study(config, folder)
+    self.trials: list[Trial] = []
+    self.numbers: dict[str, int] = {}  # of trials in the study, by name
+    self.unfinished: list[Trial] = []
+    for trial in self.study.get_trials(deepcopy=False):
+      if trial.user_attrs.get(FOLDER) == self.folder:
+        made = self.add(trial.number, trial.params)
+        self.unfinished += [made] if trial.state == optuna.trial.TrialState.RUNNING else []
+
+  def add(self, number: int, values: dict) -> Trial:
+    trial = make_trial(f"trial-{number:04}", self.config.config, dict(values), self.overrides)
+    self.trials.append(trial)
+    self.numbers[trial.name] = number
+    return trial
+
+  def known(self) -> Sequence[Trial]:
+    return self.trials
+
+  def take(self) -> Trial | None:
+    if self.unfinished:
+      return self.unfinished.pop(0)
+    if len(self.study.get_trials(deepcopy=False)) >= self.config.count:
+      return None
+    asked = self.study.ask({field: distribution(space) for field, space in self.config.space.items()})
+    asked.set_user_attr(FOLDER, self.folder)
+    return self.add(asked.number, asked.params)
+
+  def reached(self, trial: Trial, points: Sequence[tuple[int, float]]) -> bool:
+    if not self.config.pruner or not points:
+      return False
+    [known] = [each for each in self.study.get_trials(deepcopy=False) if each.number == self.numbers[trial.name]]
+    asked = optuna.trial.Trial(self.study, known._trial_id)  # of an earlier call, too, which the public way forgets
+    for step, value in points:
+      if step not in known.intermediate_values:
+        asked.report(value, step)
+    return asked.should_prune()
+
+  def ended(self, result: Result) -> None:
+    value = result.outcome if result.state == DONE else None
+    self.study.tell(self.numbers[result.trial.name], value, STATES[result.state], skip_if_finished=True)
+
+
+def open_study(config: StudyConfig, folder: pathlib.Path) -> optuna.Study:
+  """The study of a sweep, begun or gone on with.
+
+  Raises:
+    UserError: its database cannot be opened, or holds a study of other fields.
+  """
+  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  storage = config.storage or f"sqlite:///{folder.absolute() / 'study.db'}"
+  samplers: dict[str, Callable] = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+  pruner = optuna.pruners.MedianPruner() if config.pruner else optuna.pruners.NopPruner()
+  try:
+    study = optuna.create_study(
+      storage=storage,
+      study_name=folder.name,
+      load_if_exists=True,
+      direction="minimize" if config.best == "min" else "maximize",
+      sampler=samplers[config.sampler](seed=config.seed),
+      pruner=pruner,
+    )
+  except Exception as error:  # SQLAlchemy and its drivers have no common class of errors
+    raise UserError(f"storage is {storage!r}; it cannot be opened: {error}") from error
+  asked = {field: texts(space) for field, space in config.space.items()}
+  before = study.user_attrs.get(SPACE, asked)
+  if before != asked:
+    raise UserError(f"{storage}: its study {folder.name!r} is of {before}, not of {asked}. Choose a new --workdir.")
+  study.set_user_attr(SPACE, asked)
+  return study
+
+
+def distribution(space: dict) -> optuna.distributions.BaseDistribution:
+  """Of a field's space (configs/sweep.py)."""
+  if space["kind"] == "choice":
+    return optuna.distributions.CategoricalDistribution(space["values"])
+  if space["kind"] == "whole":
+    return optuna.distributions.IntDistribution(space["low"], space["high"])
+  return optuna.distributions.FloatDistribution(space["low"], space["high"], log=space["kind"] == "log_uniform")

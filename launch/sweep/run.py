@@ -1,0 +1,218 @@
+"""`flamingo sweep`: runs the trials of a sweep through a launcher, several at a time, and says what they came to."""
+
+import dataclasses
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
+from launch.supervisor import INTERRUPTED, hearing, locked
+from launch.sweep import outcomes
+from launch.sweep.outcomes import Result, points_of, read_lines, value_of
+from launch.sweep.plans import ListPlan, Plan, StudyPlan
+from launch.sweep.settings import StudyConfig, SweepConfig, Trial, make_trials, read_sweep, texts
+from launch.sweep.summary import summarize, table
+
+TICK = 0.5  # seconds between looks at the trials
+FAILURES = 1  # the exit code where a trial failed
+LAUNCHER = ("--on=local",)
+LAUNCHER_SAYS = "flamingo launch:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What is run, and where.
+
+  Attributes:
+    path: of the sweep file.
+    config: what it says.
+    overrides: of fields of all trials.
+    folder: of the sweep.
+    launcher: what `flamingo launch` is told of each trial, `--on` among it.
+  """
+
+  path: str
+  config: SweepConfig
+  overrides: dict[str, str]
+  folder: pathlib.Path
+  launcher: tuple[str, ...]
+
+  def workdir(self, trial: Trial) -> pathlib.Path:
+    return self.folder / "trials" / trial.name
+
+  def log(self, trial: Trial) -> pathlib.Path:
+    return self.folder / "logs" / f"{trial.name}.log"
+
+  def command(self, trial: Trial) -> list[str]:
+    """The launch of a trial."""
+    changes = self.overrides | texts(trial.changes)
+    where = [f"--config={trial.config}", f"--workdir={self.workdir(trial)}"]
+    fields = [f"--config.{field}={value}" for field, value in changes.items()]
+    return [sys.executable, "-m", "launch.cli", "launch", *self.launcher, *where, *fields]
+
+  def look(self, trial: Trial, state: str = outcomes.WAITING, why: str = "") -> Result:
+    """A trial as its work directory shows it; done is what has made all of its steps."""
+    lines = read_lines(self.workdir(trial))
+    step, points = points_of(lines, self.config.outcome)
+    if step >= trial.steps:
+      state, why = outcomes.DONE, ""
+      if not points or points[-1][0] != step:
+        state, why = outcomes.FAILED, f"metrics.jsonl has no finite {self.config.outcome} at its last step"
+    found = {field: value_of(lines[-1], field) for field in self.config.also} if lines else {}
+    others = {field: value for field, value in found.items() if value is not None}
+    return Result(trial, state, step, points[-1][1] if points else None, others, why)
+
+
+@dataclasses.dataclass
+class Running:
+  """A launch of a trial under way, and which one it is of it."""
+
+  trial: Trial
+  process: subprocess.Popen
+  attempt: int
+  pruned: bool = False
+
+
+def run_sweep(
+  path: str, overrides: dict[str, str], workdir: str, parallel: int, retries: int, launcher: Sequence[str]
+) -> int:
+  """Runs the trials of a sweep file that are not done yet.
+
+  Args:
+    path: of the sweep file.
+    overrides: of fields of all trials.
+    workdir: the sweep's folder: trials, logs, outcomes.json, sweep.html, winner.py.
+    parallel: trials at a time.
+    retries: of a trial that fails, each from its newest checkpoint.
+    launcher: arguments of `flamingo launch`; none: --on=local.
+
+  Returns:
+    DONE; 1 where a trial failed; PREEMPTED after SIGTERM, INTERRUPTED after Ctrl-C.
+
+  Raises:
+    UserError: the sweep file, a trial's config or the folder is not as it should be, or another sweep runs there.
+  """
+  config = read_sweep(path)
+  folder = pathlib.Path(workdir)
+  sweep = Sweep(path, config, overrides, folder, tuple(launcher) or LAUNCHER)
+  trials = None if isinstance(config, StudyConfig) else make_trials(config, overrides, path)
+  try:
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{folder} cannot be written ({error.strerror}).") from error
+  with locked(folder / "lock"), hearing() as asked:
+    plan = StudyPlan(config, overrides, folder) if trials is None else ListPlan(trials)
+    results = Trials(sweep, plan, retries).run(parallel, asked)
+    summarize(sweep.folder, sweep.path, config, results)
+  print(table(config, results))
+  if asked:
+    print("flamingo sweep: stopped as asked. The same command goes on.", flush=True)
+    return PREEMPTED if asked[0] == signal.SIGTERM else INTERRUPTED
+  return FAILURES if any(result.state == outcomes.FAILED for result in results) else DONE
+
+
+class Trials:
+  """The trials of a sweep as they run."""
+
+  def __init__(self, sweep: Sweep, plan: Plan, retries: int):
+    self.sweep, self.plan, self.retries = sweep, plan, retries
+    self.ended: dict[str, Result] = {}
+    self.running: list[Running] = []
+
+  def run(self, parallel: int, asked: list[int]) -> list[Result]:
+    """Until none is left, or a signal is heard; launches under way are then asked to end, and waited for."""
+    try:
+      while not asked and (self.fill(parallel) or self.running):
+        self.look_after(asked)
+        time.sleep(TICK)
+    finally:
+      self.stop()
+    return self.results()
+
+  def results(self) -> list[Result]:
+    under_way = {each.trial.name for each in self.running}
+    known = self.plan.known()
+    states = {name: outcomes.RUNNING for name in under_way}
+    return [
+      self.ended.get(trial.name) or self.sweep.look(trial, states.get(trial.name, outcomes.WAITING)) for trial in known
+    ]
+
+  def fill(self, parallel: int) -> bool:
+    """Launches trials while there is room; returns whether one was taken up."""
+    took = False
+    while len(self.running) < parallel and (trial := self.plan.take()) is not None:
+      took = True
+      found = self.sweep.look(trial)
+      if found.state == outcomes.WAITING:
+        self.running.append(self.launch(trial, attempt=1))
+      else:
+        self.end(found)
+    return took
+
+  def launch(self, trial: Trial, attempt: int) -> Running:
+    say(f"{trial.name}: launch {attempt}")
+    command = self.sweep.command(trial)
+    with self.sweep.log(trial).open("ab") as log:
+      inputs = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+      process = subprocess.Popen(command, start_new_session=True, **inputs)  # Ctrl-C is ours to pass on
+    return Running(trial, process, attempt)
+
+  def look_after(self, asked: list[int]) -> None:
+    for each in list(self.running):
+      code = each.process.poll()
+      if code is None:
+        self.maybe_prune(each)
+      elif not asked:
+        self.settle(each, code)
+
+  def maybe_prune(self, each: Running) -> None:
+    _, points = points_of(read_lines(self.sweep.workdir(each.trial)), self.sweep.config.outcome)
+    if not each.pruned and self.plan.reached(each.trial, points):
+      each.pruned = True
+      each.process.send_signal(signal.SIGTERM)
+
+  def settle(self, each: Running, code: int) -> None:
+    """What follows the end of a launch: the end of its trial, another launch, or waiting for what it submitted."""
+    found = self.sweep.look(each.trial, outcomes.RUNNING)
+    if found.state == outcomes.RUNNING and code == DONE:
+      return  # a cluster has it
+    self.running.remove(each)
+    if found.state == outcomes.RUNNING and each.pruned:
+      found = dataclasses.replace(found, state=outcomes.PRUNED)
+    elif found.state == outcomes.RUNNING and code != USER_FAULT and each.attempt <= self.retries:
+      self.running.append(self.launch(each.trial, each.attempt + 1))
+      return
+    elif found.state == outcomes.RUNNING:
+      found = dataclasses.replace(found, state=outcomes.FAILED, why=why_failed(self.sweep.log(each.trial)))
+    self.end(found)
+
+  def end(self, result: Result) -> None:
+    """Writes down what became of a trial, and all there is by now."""
+    self.ended[result.trial.name] = result
+    self.plan.ended(result)
+    shown = "" if result.outcome is None else f", {self.sweep.config.outcome} {result.outcome:.5g}"
+    say(f"{result.trial.name}: {result.state} at step {result.steps}{shown}{result.why and f' ({result.why})'}")
+    summarize(self.sweep.folder, self.sweep.path, self.sweep.config, self.results())
+
+  def stop(self) -> None:
+    """Asks all launches under way to end, and waits; what a cluster has is left to it."""
+    for each in self.running:
+      if each.process.poll() is None:
+        each.process.send_signal(signal.SIGTERM)
+    for each in self.running:
+      each.process.wait()
+    self.running.clear()
+
+
+def why_failed(log: pathlib.Path) -> str:
+  """The last words of a trial itself, or else of its launcher; the file is named for the rest."""
+  lines = [line.strip() for line in log.read_text(errors="replace").split("\n") if line.strip()]
+  own = [line for line in lines if not line.startswith(LAUNCHER_SAYS)]
+  return f"{(own or lines or ['nothing was said'])[-1]}; see {log}"
+
+
+def say(text: str) -> None:
+  print(f"flamingo sweep: {text}", flush=True)
