@@ -9,7 +9,7 @@ import pytest
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.inference.beam import Beams, search
-from flamingo_jax.inference.decoding import decode
+from flamingo_jax.inference.decoding import decode, stream
 from flamingo_jax.inference.generate import generate
 from flamingo_jax.inference.prefill import bucket, extend, prefill
 from flamingo_jax.inference.sampling import Sampling
@@ -225,6 +225,32 @@ def test_what_decoding_keeps_does_not_grow_with_the_shots(weights_of):
   assert few.media[0].seen.shape == (1, config.resampler.latents)
 
 
+@pytest.mark.parametrize("how", [{}, dict(sampling=Sampling(1.5, top_k=9, top_p=0.9), key=jax.random.key(4))])
+def test_a_stream_has_after_each_token_what_writing_so_many_gives(how, weights_of):
+  """Rows that end early too, of which some end with the first token."""
+  config = SMALL
+  _, weights = weights_of(config)
+  cache = prefill(config, weights, text(np.random.default_rng(7), 6, SLOTS, 6, 12))
+  free = decode(config, weights, cache, new_tokens=NEW, stop=(), **how).lists()
+  for stop in ((), (free[0][0], free[1][2])):
+    limits = dict(stop=stop, forbidden=(IMAGE,), **how)
+    found = [part.lists() for part in stream(config, weights, cache, new_tokens=NEW, **limits)]
+    assert found == [
+      decode(config, weights, cache, new_tokens=count, **limits).lists() for count in range(1, len(found) + 1)
+    ]
+    assert found[-1] == decode(config, weights, cache, new_tokens=NEW, **limits).lists()
+  assert not all(len(row) == NEW for row in found[-1])
+
+
+def test_a_stream_ends_with_its_last_row(weights_of):
+  config = SMALL
+  _, weights = weights_of(config)
+  cache = prefill(config, weights, text(np.random.default_rng(7), 1, SLOTS, 6, 12))
+  [free] = decode(config, weights, cache, new_tokens=NEW, stop=()).lists()
+  found = list(stream(config, weights, cache, new_tokens=NEW, stop=tuple(free[:1])))
+  assert [part.lists() for part in found] == [[[]]]
+
+
 def test_few_lengths_are_compiled():
   lengths = [bucket(length) for length in range(1, 2049)]
   assert all(length <= padded <= max(16, 1.5 * length + 1) for length, padded in enumerate(lengths, 1))
@@ -278,6 +304,8 @@ def test_other_faults_are_told(opt):
     decode(config, weights, cache, new_tokens=0, stop=())
   with pytest.raises(UserError, match="drawing needs a key"):
     decode(config, weights, cache, new_tokens=1, stop=(), sampling=Sampling(temperature=1.0))
+  with pytest.raises(UserError, match="new_tokens is 0"):
+    next(stream(config, weights, cache, new_tokens=0, stop=()))
   with pytest.raises(UserError, match="width of a beam search is 0"):
     search(config, weights, cache, new_tokens=1, stop=(), beams=Beams(width=0))
   with pytest.raises(UserError, match="needs 40 tokens to choose from"):
