@@ -122,9 +122,8 @@ def read_any(encoded: bytes, least: float) -> np.ndarray:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
       check_pixels(*image.size)
       image.draft("RGB", fitted(*image.size, least))
-      if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-      upright = flatten(image)
+      turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+      upright = flatten(ImageOps.exif_transpose(image) if turned else image)
       width, height = fitted(*upright.size, least)
       fraction = min(upright.width // width, upright.height // height)
       return np.asarray(upright.reduce(fraction) if fraction > 1 else upright)

@@ -135,12 +135,12 @@ def make_row(tokens: Sequence[int], tokenizer: Tokenizer, *, see_next: bool, pas
     see_next: which phi.
     passed: how many of the record's media stand before these tokens.
   """
-  tokens = np.asarray(tokens, np.int32)
-  marker = tokens == tokenizer.image
+  row = np.asarray(tokens, np.int32)
+  marker = row == tokenizer.image
   weights = text_weights(marker, np.ones_like(marker))
   weights[0] = 0
   return Row(
-    tokens=tokens,
+    tokens=row,
     loss_weights=weights,
     media_index=next_media(marker) if see_next else previous_media(marker),
     media=tuple(range(passed, passed + int(marker.sum()))),

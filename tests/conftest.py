@@ -1,14 +1,29 @@
+import gc
 import os
 import pathlib
 import shutil
 from collections.abc import Callable
 
-import gguf
 import numpy as np
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Half the time to compile what then runs for microseconds; JAX reads it when it is first used.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # as the command `flamingo` has it
 ROOT = pathlib.Path(__file__).parent.parent
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects that stay: it looks at them for a third of its time
+
+
+@pytest.fixture(scope="module")
+def few_optimizations():
+  """For programs that run for microseconds, whose compilation should be short."""
+  import jax
+
+  before = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +68,8 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
     "ffn_up": (24, 16),
     "ffn_down": (16, 24),
   }
+
+  import gguf
 
   def write(path: pathlib.Path, *, architecture: str = "llama", leave_out=(), more=()) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)

@@ -97,7 +97,8 @@ class Judgement:
     text = tidy("".join(part for part in document.parts if isinstance(part, str)))
     cause = check_text(text, self._settings.text)
     if cause:  # before any picture is decoded
-      return self._drop(cause, len(media))
+      self._drop(cause, len(media))
+      return None
     parts: list[str | int] = []
     kept: list[Medium] = []
     hashes: list[int] = []
@@ -117,7 +118,8 @@ class Judgement:
     self.tally.dropped_media.update(causes)
     cause = self._too_few_or_many(len(kept), causes)
     if cause:
-      return self._drop(cause, len(kept))
+      self._drop(cause, len(kept))
+      return None
     source = " ".join(clean(f"{self._settings.name}/{document.name}").split())
     license = " ".join(clean(document.license).split()) or self._settings.license
     return Candidate(tuple(parts), tuple(kept), tuple(hashes), source, license, document.clip)

@@ -85,4 +85,4 @@ def _pair_fingerprints(
   text = "" if settings.duplicates == "pictures" else entry["text"]
   clip = f"{entry['clip']}" if settings.kind == "videos" else ""
   for key in near_keys(hash, settings.near_bits):
-    yield ("pair", f"{text} {clip} {key}"), Fingerprint(part, record, 0, hash)
+    yield ("pair", f"{text} {clip} {key!r}"), Fingerprint(part, record, 0, hash)

@@ -62,7 +62,7 @@ def judge_parts(
   parts: Iterable["str | Medium | Lost"], judge: Callable[[Medium], str | None], counts: collections.Counter
 ) -> list["str | Medium"]:
   """The parts without the media that are lost or that `judge` has a cause against; `counts` grows by the causes."""
-  kept = []
+  kept: list[str | Medium] = []
   for part in parts:
     if not isinstance(part, str):
       cause = part.cause if isinstance(part, Lost) else judge(part)

@@ -86,7 +86,7 @@ def describe(pipeline: beam.Pipeline, begun: Begun, most_errors: float, score: S
     done
     | "errors" >> beam.Map(lambda counted: counted[1])
     | "all errors" >> beam.CombineGlobally(_add)
-    | "not too many" >> beam.Map(lambda counts: tolerable(*counts, most_errors))
+    | "not too many" >> beam.Map(lambda counts: tolerable(counts[0], counts[1], most_errors))
   )
   gone = (
     done

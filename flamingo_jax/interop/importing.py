@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop import vision_rules
@@ -41,7 +42,7 @@ class Source:
 
   kind: str
   family: str
-  config: object
+  config: Any
   tensors: Tensors
   rules: Sequence[Rule]
   ignored: Sequence[str] = ()

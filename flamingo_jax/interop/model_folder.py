@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,7 +20,7 @@ from flamingo_jax.interop.safetensors_files import SafetensorsFile, TensorWriter
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 
 
-def save_model(directory: pathlib.Path, parameters: dict[str, np.ndarray], config: object, origin: str) -> None:
+def save_model(directory: pathlib.Path, parameters: dict[str, np.ndarray], config: Any, origin: str) -> None:
   """Writes parameters that are in memory; see `save_tensors`.
 
   Args:

@@ -20,8 +20,11 @@ Parts = tuple[np.ndarray, ...]
 class Tensors(Protocol):
   """Named arrays that are read one at a time, such as a checkpoint on disk."""
 
-  path: object  # what to call it in messages
-  names: Sequence[str]
+  @property
+  def path(self) -> object: ...  # what to call it in messages
+
+  @property
+  def names(self) -> Sequence[str]: ...
 
   def shape(self, name: str) -> Shape: ...
 

@@ -213,7 +213,7 @@ def lay_out(
       raise UserError(f"{path}: safetensors cannot hold {name!r} of dtype {entry.dtype}.")
     offsets[name] = entry
     end += entry.size
-  header = {METADATA: dict(metadata)} if metadata else {}
+  header: dict[str, dict] = {METADATA: dict(metadata)} if metadata else {}
   for name, entry in offsets.items():
     span = [entry.start, entry.start + entry.size]
     header[name] = dict(dtype=DTYPE_NAMES[entry.dtype], shape=entry.shape, data_offsets=span)

@@ -11,7 +11,12 @@ from flamingo_jax.interop.safetensors_files import Entry, SafetensorsFile
 from flamingo_jax.interop.torch_files import TorchFile
 
 TensorFile = SafetensorsFile | TorchFile
-READERS = {".safetensors": SafetensorsFile, ".pt": TorchFile, ".pth": TorchFile, ".bin": TorchFile}
+READERS: dict[str, type[SafetensorsFile | TorchFile]] = {
+  ".safetensors": SafetensorsFile,
+  ".pt": TorchFile,
+  ".pth": TorchFile,
+  ".bin": TorchFile,
+}
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 TORCH_MODEL = "pytorch_model.bin"

@@ -209,7 +209,7 @@ def patch_convolution(name: str, part: Part, size: int, width: int) -> Rule:
 def config_from_clip(described: dict) -> VitConfig:
   """From the config.json of a CLIPModel or a CLIPVisionModel; the class token is dropped from the features."""
   vision = described.get("vision_config", described)
-  defaults = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+  defaults: dict = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
   defaults |= dict(image_size=224, patch_size=32, hidden_act="quick_gelu", layer_norm_eps=1e-5)
   return VitConfig(**sizes_from_transformers(defaults | vision), **CLIP_SWITCHES, **CLIP_PIXELS)
 
@@ -217,7 +217,7 @@ def config_from_clip(described: dict) -> VitConfig:
 def config_from_siglip(described: dict) -> VitConfig:
   """From the config.json of a SiglipModel or a SiglipVisionModel."""
   vision = described.get("vision_config", described)
-  defaults = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+  defaults: dict = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
   defaults |= dict(image_size=224, patch_size=16, hidden_act="gelu_pytorch_tanh", layer_norm_eps=1e-6)
   return VitConfig(**sizes_from_transformers(defaults | vision), attention_bias=True)
 
@@ -225,7 +225,7 @@ def config_from_siglip(described: dict) -> VitConfig:
 def config_from_idefics(described: dict) -> VitConfig:
   """From the config.json of an IdeficsModel, whose features keep the class token."""
   vision = described["vision_config"]
-  defaults = dict(embed_dim=768, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16)
+  defaults: dict = dict(embed_dim=768, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16)
   defaults |= dict(image_size=224, patch_size=14, hidden_act="gelu", layer_norm_eps=1e-5)
   sizes = defaults | vision
   sizes["hidden_size"] = sizes["embed_dim"]

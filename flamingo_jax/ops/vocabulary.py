@@ -90,7 +90,7 @@ def logits_of(x: Float[Array, "B L D"], table: Float[Array, "rows D"]) -> Float[
 
 def pull(shares, targets, tables) -> Float[Array, "B L D"]:
   """d likelihood / d x: the target's row minus the mean of all rows by their shares."""
-  total, start = 0.0, 0
+  total, start = jnp.zeros((), jnp.float32), 0
   for share, table in zip(shares, tables, strict=True):
     rows = table.shape[0]
     own = (targets >= start) & (targets < start + rows)

@@ -159,7 +159,8 @@ def nearest(
   """
 
   def distance(mesh: Sizes) -> Fraction:
-    return math.prod(Fraction(max(mesh[axis], size), min(mesh[axis], size)) for axis, size in asked.items() if size > 0)
+    changes = (Fraction(max(mesh[axis], size), min(mesh[axis], size)) for axis, size in asked.items() if size > 0)
+    return math.prod(changes, start=Fraction(1))
 
   divisors = [size for size in range(devices, 0, -1) if devices % size == 0]
   shapes = [(replica, fsdp) for replica in divisors for fsdp in divisors if devices % (replica * fsdp) == 0]

@@ -32,13 +32,7 @@ AUGMENTED = dict(flip=True, colour=0.3, crop=0.7)
 records = st.lists(st.integers(0, 40), min_size=1, max_size=80)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """The model runs for microseconds, so it is its compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 def epoch_of(plan, seed, epoch):

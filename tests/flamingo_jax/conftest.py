@@ -14,13 +14,9 @@ from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
 
 
-@pytest.fixture(scope="package", autouse=True)
-def few_optimizations():
-  """These programs run for microseconds, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+@pytest.fixture(scope="module", autouse=True)
+def short_compilation(few_optimizations):
+  """Of all tests here."""
 
 
 @pytest.fixture(scope="session")

@@ -31,13 +31,7 @@ CONFIGS = [path for path in sorted(ROOT.glob("configs/[!_]*.py")) if "def get_co
 STREAM = dict(source="data/pages", layout="pairs", batch_size=8, length=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """Random parts are made once, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 @pytest.fixture

@@ -28,13 +28,7 @@ from launch.importing import import_checkpoint
 ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """These programs run for microseconds, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 @pytest.fixture(scope="module")

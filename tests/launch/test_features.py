@@ -36,13 +36,7 @@ SMALL = {"model.language.layers": "2"}
 WRITTEN = [("captions", "float32"), ("captions", "bfloat16"), ("pages", "float32"), ("videos", "float32")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """These programs run for microseconds, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 def copy_some(source: pathlib.Path, folder: pathlib.Path, count: int, change=lambda index, example: example) -> None:

@@ -4,7 +4,6 @@ import io
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 from finished import write_work
@@ -26,13 +25,7 @@ RATE, STEPS, SIZE, LARGER = 1e-3, 2, 32, 48
 TABLE = "vision/position_embeddings"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimizations():
-  """These programs run for microseconds, so it is their compilation that should be short."""
-  before = jax.config.values["jax_disable_most_optimizations"]
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("few_optimizations")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow
 import pyarrow.parquet
@@ -160,10 +160,10 @@ def _lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
 
 def _opened(path: pathlib.Path) -> BinaryIO:
   if path.name.lower().endswith(".gz"):
-    return gzip.open(path)
+    return cast(BinaryIO, gzip.open(path))
   if path.name.lower().endswith(".zip"):
     archive = zipfile.ZipFile(path)
-    return io.BufferedReader(archive.open(archive.namelist()[0]))
+    return io.BufferedReader(cast(io.RawIOBase, archive.open(archive.namelist()[0])))
   return path.open("rb")
 
 
