@@ -139,7 +139,10 @@ def evaluate_flamingo(
 
 
 def gates(parameters: Parameters, model: FlamingoConfig) -> dict[str, float]:
-  """tanh of both gates of each gated layer, by the language layer it stands before (paper, figure 6)."""
+  """tanh of both gates of each gated layer, by the language layer it stands before (paper, figure 6).
+
+  Where every channel has a gate of its own, the mean of how far they are open, either way.
+  """
   if not model.cross_attention.gated:
     return {}
   layers = gated_layers(model.language.layers, model.cross_attention)
@@ -149,5 +152,7 @@ def gates(parameters: Parameters, model: FlamingoConfig) -> dict[str, float]:
     paths = [path for path in (f"language/groups/{name}", f"language/tail/{name}") if path in parameters]
     stacks = [parameters[path] for path in paths]
     values = np.tanh(np.concatenate([np.atleast_1d(jax.device_get(stack)) for stack in stacks]))
+    if model.cross_attention.vector_gates:
+      values = np.abs(values).reshape(len(layers), -1).mean(axis=1)
     metrics |= {f"gates/{kind}/{layer}": float(value) for layer, value in zip(layers, values, strict=True)}
   return metrics

@@ -178,6 +178,24 @@ def test_gates_are_named_by_the_layer_they_stand_before(tiny, layers, every, off
   expected = {f"gates/attention/{layer}": np.tanh(0.01 * layer) for layer in places}
   expected |= {f"gates/feed_forward/{layer}": -np.tanh(0.01 * layer) for layer in places}
   assert gates(parameters, model) == pytest.approx(expected, rel=1e-5)
+  without = dataclasses.replace(model.cross_attention, gated=False)
+  assert gates({}, dataclasses.replace(model, cross_attention=without)) == {}
+
+
+def test_gates_of_channels_tell_how_far_they_are_open(tiny):
+  model = dataclasses.replace(
+    tiny,
+    language=dataclasses.replace(tiny.language, layers=3),
+    cross_attention=GatedCrossAttentionConfig(every=2, vector_gates=True),
+  )
+  draws = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+  parameters = {}
+  for kind in ("attention", "feed_forward"):
+    parameters[f"language/groups/gated_cross_attention/{kind}_gate"] = draws[:1]
+    parameters[f"language/tail/gated_cross_attention/{kind}_gate"] = draws[1:]
+  found = gates(parameters, model)
+  for layer, values in zip((0, 2), draws, strict=True):
+    assert found[f"gates/attention/{layer}"] == pytest.approx(sum(abs(np.tanh(values))) / 5, rel=1e-5)
 
 
 def weighted(parameters, batch):
