@@ -40,14 +40,12 @@ def run(quickstart_data, tmp_path_factory):
   """A tiny model whose gates are open, so that pictures count."""
   config = load_config("configs/tiny.py", {})
   config["tokenizer"]["path"] = str(quickstart_data / "language_model")
-  config["model"]["language"]["layers"] = 3
-  config["model"]["cross_attention"]["every"] = 1
   return write_run(tmp_path_factory.mktemp("run"), config)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-  """Three photographs as JPEGs, a film, and two files that are not what they are called."""
+  """Three pictures as JPEGs, a film, and two files that are not what they are called."""
   folder = tmp_path_factory.mktemp("files")
   for number, name in enumerate(("one.jpg", "two.jpg", "three.jpg")):
     rough = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
@@ -245,7 +243,7 @@ def test_the_page_fits_and_can_be_read(size, scheme, opened, files):
 def test_gates_are_told_by_layer(opened, run):
   page = opened()
   shown = page.locator("#gates .line").all_inner_texts()
-  assert [line.split()[0] for line in shown] == ["layer", "0", "1", "2"]
+  assert [line.split()[0] for line in shown] == ["layer", "0", "2", "4"]
   assert all(value[0] in "+\N{MINUS SIGN}" for line in shown[1:] for value in line.split()[1:])
   assert f"{STEP}" in page.locator(".masthead").inner_text()
 
