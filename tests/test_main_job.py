@@ -139,7 +139,7 @@ def test_generate_writes_text_and_report_shows_the_run(straight, tmp_path):
     (["train", "--config=configs/tiny.py", "--config.streams.pages.source=nowhere"], "nowhere"),
     (["train", "--config=configs/tiny.py", "--config.tokenizer.path=nowhere"], "nowhere/tokenizer.json"),
     (["train", "--config=configs/tiny.py", "--config.mesh.fsdp=3"], "a multiple of 3 devices; there are 1."),
-    (["train", "--config=configs/tiny.py", "--config.streams.videos.frames=9"], "4 temporal embeddings"),
+    (["train", "--config=configs/tiny.py", "--config.streams.videos.frames=9"], "the resampler is made for 4"),
   ],
 )
 def test_bad_settings_give_one_clear_error_and_claim_no_folder(quickstart_data, tmp_path, arguments, message):

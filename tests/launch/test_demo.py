@@ -221,7 +221,7 @@ def test_writing_is_stopped_and_begun_again(opened, files):
   page.locator("#write").click()
   expect(page.locator(".answer.writing .status")).to_have_text(re.compile(r"^\d+ tokens\.$"), timeout=90_000)
   page.locator("#stop").click()
-  expect(page.locator(".answer.done .status")).to_contain_text("Stopped.")
+  expect(page.locator(".answer.done .status")).to_contain_text("Stopped.", timeout=60_000)
   page.get_by_label("Greedy").check()
   assert written(page) != ""
 
