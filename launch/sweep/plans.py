@@ -7,7 +7,7 @@ from typing import Protocol
 import optuna
 
 from flamingo_jax.errors import UserError
-from launch.sweep.outcomes import DONE, FAILED, PRUNED, Result
+from launch.sweep.outcomes import DONE, FAILED, PRUNED, WAITING, Result
 from launch.sweep.settings import StudyConfig, Trial, make_trial, texts
 
 STATES = {
@@ -19,10 +19,19 @@ SPACE, FOLDER = "space", "folder"  # what a study notes of itself, and of each t
 
 
 class Plan(Protocol):
-  """Gives out trials and hears what became of them."""
+  """Gives out trials and hears what became of them.
+
+  Attributes:
+    prunes: whether it may end a trial that is running.
+  """
+
+  prunes: bool
 
   def known(self) -> Sequence[Trial]:
     """Those there are so far, in order, given out or not."""
+
+  def state(self, trial: Trial) -> str:
+    """What became of one that is not under way: a word of `outcomes`."""
 
   def take(self) -> Trial | None:
     """The next one to run; None when there is none left."""
@@ -37,11 +46,16 @@ class Plan(Protocol):
 class ListPlan:
   """All trials of a list, in its order."""
 
+  prunes = False
+
   def __init__(self, trials: Sequence[Trial]):
     self.trials, self.given = list(trials), 0
 
   def known(self) -> Sequence[Trial]:
     return self.trials
+
+  def state(self, trial: Trial) -> str:
+    return WAITING
 
   def take(self) -> Trial | None:
     if self.given == len(self.trials):
@@ -65,6 +79,7 @@ class StudyPlan:
   def __init__(self, config: StudyConfig, overrides: dict[str, str], folder: pathlib.Path):
     """Raises UserError when the database cannot be opened, or its study is another one."""
     self.config, self.overrides, self.folder = config, overrides, str(folder.absolute())
+    self.prunes = bool(config.pruner)
     self.study = open_study(config, folder)
     self.trials: list[Trial] = []
     self.numbers: dict[str, int] = {}  # of trials in the study, by name
@@ -83,6 +98,10 @@ class StudyPlan:
   def known(self) -> Sequence[Trial]:
     return self.trials
 
+  def state(self, trial: Trial) -> str:
+    known = self.frozen(trial).state
+    return next((ours for ours, theirs in STATES.items() if theirs == known), WAITING)
+
   def take(self) -> Trial | None:
     if self.unfinished:
       return self.unfinished.pop(0)
@@ -93,14 +112,19 @@ class StudyPlan:
     return self.add(asked.number, asked.params)
 
   def reached(self, trial: Trial, points: Sequence[tuple[int, float]]) -> bool:
-    if not self.config.pruner or not points:
+    if not points:
       return False
-    [known] = [each for each in self.study.get_trials(deepcopy=False) if each.number == self.numbers[trial.name]]
+    known = self.frozen(trial)
     asked = optuna.trial.Trial(self.study, known._trial_id)  # of an earlier call, too, which the public way forgets
     for step, value in points:
       if step not in known.intermediate_values:
         asked.report(value, step)
     return asked.should_prune()
+
+  def frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+    """What the study knows of a trial."""
+    number = self.numbers[trial.name]
+    return next(each for each in self.study.get_trials(deepcopy=False) if each.number == number)
 
   def ended(self, result: Result) -> None:
     value = result.outcome if result.state == DONE else None

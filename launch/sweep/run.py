@@ -1,6 +1,7 @@
 """`flamingo sweep`: runs the trials of a sweep through a launcher, several at a time, and says what they came to."""
 
 import dataclasses
+import json
 import pathlib
 import signal
 import subprocess
@@ -9,14 +10,17 @@ import time
 from collections.abc import Sequence
 
 from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
-from launch.supervisor import INTERRUPTED, hearing, locked
+from flamingo_jax.training.metrics import METRICS
+from flamingo_jax.training.workdir import CONFIG, differing, read_config
+from launch.supervisor import INTERRUPTED, hearing, last_step, locked
 from launch.sweep import outcomes
 from launch.sweep.outcomes import Result, points_of, read_lines, value_of
 from launch.sweep.plans import ListPlan, Plan, StudyPlan
 from launch.sweep.settings import StudyConfig, SweepConfig, Trial, make_trials, read_sweep, texts
 from launch.sweep.summary import summarize, table
 
-TICK = 0.5  # seconds between looks at the trials
+TICK = 0.5  # seconds between looks at the processes
+LOOK = 10.0  # seconds between looks at the record of a trial that may be pruned
 FAILURES = 1  # the exit code where a trial failed
 LAUNCHER = ("--on=local",)
 LAUNCHER_SAYS = "flamingo launch:"
@@ -53,6 +57,16 @@ class Sweep:
     fields = [f"--config.{field}={value}" for field, value in changes.items()]
     return [sys.executable, "-m", "launch.cli", "launch", *self.launcher, *where, *fields]
 
+  def changes(self, trial: Trial) -> list[str]:
+    """Where a trial that has made all of its steps was run with another config than it has now."""
+    workdir = self.workdir(trial)
+    if last_step(workdir / METRICS) < trial.steps:
+      return []  # `flamingo train` looks itself
+    return [
+      f"{workdir}: {field} was {there!r} when it was run, and is {here!r}."
+      for field, there, here in differing(read_config(workdir / CONFIG), json.loads(json.dumps(trial.raw)))
+    ]
+
   def look(self, trial: Trial, state: str = outcomes.WAITING, why: str = "") -> Result:
     """A trial as its work directory shows it; done is what has made all of its steps."""
     lines = read_lines(self.workdir(trial))
@@ -74,6 +88,7 @@ class Running:
   process: subprocess.Popen
   attempt: int
   pruned: bool = False
+  looked: float = 0.0  # when its record was last read, of `time.monotonic`
 
 
 def run_sweep(
@@ -105,6 +120,8 @@ def run_sweep(
     raise UserError(f"{folder} cannot be written ({error.strerror}).") from error
   with locked(folder / "lock"), hearing() as asked:
     plan = StudyPlan(config, overrides, folder) if trials is None else ListPlan(trials)
+    if changes := [change for trial in plan.known() for change in sweep.changes(trial)]:
+      raise UserError("\n".join([*changes, "Choose another --workdir; these trials are done."]))
     results = Trials(sweep, plan, retries).run(parallel, asked)
     summarize(sweep.folder, sweep.path, config, results)
   print(table(config, results))
@@ -133,12 +150,11 @@ class Trials:
     return self.results()
 
   def results(self) -> list[Result]:
-    under_way = {each.trial.name for each in self.running}
-    known = self.plan.known()
-    states = {name: outcomes.RUNNING for name in under_way}
-    return [
-      self.ended.get(trial.name) or self.sweep.look(trial, states.get(trial.name, outcomes.WAITING)) for trial in known
-    ]
+    return [self.ended.get(trial.name) or self.sweep.look(trial, self.state(trial)) for trial in self.plan.known()]
+
+  def state(self, trial: Trial) -> str:
+    under_way = any(each.trial.name == trial.name for each in self.running)
+    return outcomes.RUNNING if under_way else self.plan.state(trial)
 
   def fill(self, parallel: int) -> bool:
     """Launches trials while there is room; returns whether one was taken up."""
@@ -163,22 +179,25 @@ class Trials:
   def look_after(self, asked: list[int]) -> None:
     for each in list(self.running):
       code = each.process.poll()
-      if code is None:
+      if code is None and self.plan.prunes:
         self.maybe_prune(each)
-      elif not asked:
+      elif code is not None and not asked:
         self.settle(each, code)
 
   def maybe_prune(self, each: Running) -> None:
+    if each.pruned or time.monotonic() - each.looked < LOOK:
+      return
+    each.looked = time.monotonic()
     _, points = points_of(read_lines(self.sweep.workdir(each.trial)), self.sweep.config.outcome)
-    if not each.pruned and self.plan.reached(each.trial, points):
+    if self.plan.reached(each.trial, points):
       each.pruned = True
       each.process.send_signal(signal.SIGTERM)
 
   def settle(self, each: Running, code: int) -> None:
     """What follows the end of a launch: the end of its trial, another launch, or waiting for what it submitted."""
-    found = self.sweep.look(each.trial, outcomes.RUNNING)
-    if found.state == outcomes.RUNNING and code == DONE:
+    if code == DONE and last_step(self.sweep.workdir(each.trial) / METRICS) < each.trial.steps:
       return  # a cluster has it
+    found = self.sweep.look(each.trial, outcomes.RUNNING)
     self.running.remove(each)
     if found.state == outcomes.RUNNING and each.pruned:
       found = dataclasses.replace(found, state=outcomes.PRUNED)

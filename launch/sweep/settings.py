@@ -71,7 +71,7 @@ class Trial:
     name: of its work directory.
     config: its file.
     changes: of fields of it.
-    raw: the whole config, changes and all.
+    raw: the whole config as its work directory keeps it, changes and all.
   """
 
   name: str
@@ -186,8 +186,7 @@ def make_trials(sweep: TrialsConfig, overrides: dict[str, str], path: str) -> li
 def make_trial(name: str, config: str, changes: Changes, overrides: dict[str, str]) -> Trial:
   """A trial, its config checked whole. Raises UserError with every fault of it."""
   raw = overridden(load_config(config, overrides), texts(changes), config)
-  read_experiment(raw, config)
-  return Trial(name, config, changes, raw)
+  return Trial(name, config, changes, read_experiment(raw, config).raw)
 
 
 def texts(changes: Changes) -> dict[str, str]:

@@ -75,7 +75,8 @@ def described(path: str, config: SweepConfig, settings: Sequence[Setting], share
 def winning_config(path: str, config: SweepConfig, best: Setting) -> str:
   """A config file with every field of the best setting's best trial."""
   sign = 1 if config.best == "min" else -1
-  trial = min((each for each in best.results if each.outcome is not None), key=lambda each: sign * each.outcome).trial
+  done = [each for each in best.results if each.state == outcomes.DONE and each.outcome is not None]
+  trial = min(done, key=lambda each: sign * each.outcome).trial
   lines = pprint.pformat(redacted_config(trial.raw), width=116, sort_dicts=False).replace("\n", "\n  ")
   return (
     f'"""The best of {path}: {config.outcome} {best.mean:.5g}, of trial {trial.name}."""\n\n'
