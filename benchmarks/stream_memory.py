@@ -20,10 +20,11 @@ import time
 import numpy as np
 from fuzz_stream import SIZE, byte_tokenizer, encode_movie, picture
 
+from data_pipelines.mixtures import mixture
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, mixture
+from data_pipelines.stream import Stream, StreamConfig
 from launch.skips import without_skipped
 
 RECORDS = 400  # of a source
