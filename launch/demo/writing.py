@@ -41,8 +41,7 @@ class Writer:
     weights: of `unroll`.
     tokenizer: of the model.
     frames_per_second: at which it reads videos.
-    gates: tanh of both gates of each gated layer, `gates/attention/<layer>` and `gates/feed_forward/<layer>`; empty
-      where a layer has no single ones.
+    gates: of each gated layer, `gates/attention/<layer>` and `gates/feed_forward/<layer>`, as evaluations tell them.
   """
 
   path: str
@@ -62,7 +61,7 @@ def open_writer(path: str) -> Writer:
   """
   read = open_checkpoint(path, TokenizerConfig(""))
   rate = 1.0 if is_model_folder(path) else video_rate(open_run(path))
-  opened = {} if read.config.cross_attention.vector_gates else gates(read.parameters, read.config)
+  opened = gates(read.parameters, read.config)
   weights = unroll(read.config, jax.device_put(read.parameters))
   return Writer(path, read.identity["step"], read.config, weights, read.tokenizer, rate, opened)
 
