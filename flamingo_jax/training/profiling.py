@@ -1,7 +1,7 @@
 """Traces of a run that goes on, when somebody asks: a file in the work directory, looked for after every step.
 
-`flamingo profile` writes PROFILE_REQUEST; the first process of the job finds it, all are told with the numbers of the
-step, and all trace the same steps. PROFILE_ANSWER says what came of it. Whatever goes wrong with a trace, the run goes
+`flamingo profile` writes REQUEST; the first process of the job finds it, all are told with the numbers of the step, and
+all trace the same steps. ANSWER says what came of it. Whatever goes wrong with a trace, the run goes
 on.
 """
 
@@ -83,10 +83,13 @@ class Profiler:
     if not self.leads or self.last or not path.exists():
       return 0
     try:
-      self.request = Request(**json.loads(path.read_text()))
-      return self.request.steps
+      request = Request(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):  # withdrawn at this moment, or not ours
       return 0
+    if type(request.steps) is not int or request.steps < 1:
+      return 0
+    self.request = request
+    return request.steps
 
   def step_ended(self, step: int, wanted: int, *, is_last: bool) -> None:
     """Begins or ends a trace.

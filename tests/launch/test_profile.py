@@ -15,6 +15,7 @@ from jax.profiler import ProfileData
 
 from flamingo_jax.errors import PREEMPTED
 from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.profiling import REQUEST, Profiler
 from flamingo_jax.training.workdir import note
 from launch import cli
 from launch.profiling import own_seconds, traces
@@ -112,6 +113,16 @@ def test_a_run_that_cannot_be_traced_says_why_and_goes_on(tmp_path, capsys):
   process.terminate()
   process.communicate(timeout=60)
   assert process.returncode == PREEMPTED and read_metrics(workdir)[-1]["step"] >= step
+
+
+@pytest.mark.parametrize(
+  "text", ["", "[]", "{}", '{"id": "a", "steps": "many"}', '{"id": "a", "steps": 0}', '{"id": "a", "steps": 1.5}']
+)
+def test_what_is_no_request_asks_for_nothing(tmp_path, text):
+  (tmp_path / REQUEST).write_text(text)
+  assert Profiler(tmp_path, leads=True).asked() == 0
+  (tmp_path / REQUEST).write_text('{"id": "a", "steps": 3}')
+  assert [Profiler(tmp_path, leads=leads).asked() for leads in (True, False)] == [3, 0]
 
 
 def test_a_run_that_is_dead_is_given_up_and_the_request_withdrawn(tmp_path, capsys):
