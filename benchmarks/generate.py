@@ -2,7 +2,7 @@
 
     python benchmarks/generate.py [--config c.json | --set every=1 --set new_tokens=64] [--repeats 5] [--start DIR]
 
-The settings are those of DEFAULTS, by name, and the model is that of train_step.py. Prints one JSON line. `--start`
+The settings are those of settings.py, and the model is that of train_step.py. Prints one JSON line. `--start`
 names a folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz), whose first row begins the
 prompt: `tokens`, in OpenFlamingo's ids, then agree with what it writes from the same files. Beside our times stands
 what the same cores take to write without a cache, the whole model over the whole text for every token.
@@ -20,15 +20,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_step import DEFAULTS, make_config, make_start, read_start
+from settings import WRITING, read_settings
+from train_step import make_config, make_start, read_start
 
 from flamingo_jax.inference.decoding import decode
 from flamingo_jax.inference.prefill import prefill
 from flamingo_jax.inference.weights import unroll
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.parameters import Parameters, nested
-
-SETTINGS = DEFAULTS | dict(generate_batch=4, prompt=64, new_tokens=64)
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
   parser.add_argument("--start", type=pathlib.Path, help="a folder with weights.safetensors and batch.npz")
   parser.add_argument("--no-uncached", action="store_true", help="leave out the slow comparison")
   options = parser.parse_args()
-  settings = read_settings(options.config, options.set)
+  settings = read_settings(options.config, options.set, WRITING)
   config = make_config(settings, options.dtype)
   parameters, batch = read_start(options.start, config) if options.start else make_start(settings, config)
   prompts = make_prompts(settings, batch, config.language.vocabulary)
@@ -48,16 +47,6 @@ def main() -> None:
   if not options.no_uncached:
     found |= measure_uncached(settings, config, parameters, prompts, found)
   print(json.dumps(found))
-
-
-def read_settings(path: pathlib.Path | None, changes: list[str]) -> dict:
-  """The defaults, changed by a file and then by KEY=VALUE."""
-  given = json.loads(path.read_text()) if path else {}
-  given |= {key: json.loads(value) for key, value in (change.split("=", 1) for change in changes)}
-  unknown = given.keys() - SETTINGS.keys()
-  if unknown:
-    raise SystemExit(f"generate: no such settings: {', '.join(sorted(unknown))}. Known: {', '.join(SETTINGS)}.")
-  return SETTINGS | given
 
 
 def make_prompts(settings: dict, batch: dict, image: int) -> dict:

@@ -2,10 +2,11 @@
 
     python benchmarks/train_step.py [--config c.json | --set dim=256 --set layers=6] [--steps 8] [--start DIR]
 
-The language model is a frozen Llama with untied embeddings; the settings are those of DEFAULTS, by name. Prints one
-JSON line. `--start` names a folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz with
-tokens, labels and features), so that two implementations begin at the same point: their `losses` then agree. Beside it
-stands what a large matrix product reaches on the same cores in the same run.
+The language model is a frozen Llama with untied embeddings; settings.py has the settings, flamingo_3b.json those of the
+3B. Prints one JSON line. `mfu` is the share of what a large matrix product reaches in the same run; the model's own
+operations count, so what is frozen has no weight gradients and what is computed again counts once. `--start` names a
+folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz: tokens, labels, features);
+so two implementations begin at the same point: their `losses` then agree.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from settings import STEP, read_settings
 
 from flamingo_jax.interop.flamingo_rules import OPENFLAMINGO_IGNORED, open_openflamingo, openflamingo_rules
 from flamingo_jax.interop.rules import assemble, check_tensors
@@ -30,17 +32,13 @@ from flamingo_jax.models.language.decoder import DecoderConfig
 from flamingo_jax.models.parameters import Parameters, flat
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig
+from flamingo_jax.ops.remat import POLICIES
+from flamingo_jax.planning.flops import flamingo_flops, total
 from flamingo_jax.training.objectives import flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.step import State, is_trainable, make_train_step
 from launch.memory import use_huge_pages
 
-DEFAULTS = dict(
-  vocab=8192, layers=12, dim=512, heads=8, kv_heads=8, ffn=2048, every=2, vis_dim=512, vis_tokens=256, images=3,
-  resampler_depth=6, resampler_heads=8, latents=64, xattn_heads=8, dim_head=64, batch=4, text=256, lr=1e-4,
-  weight_decay=0.1,
-)  # fmt: skip
-GENERATION = ("generate_batch", "prompt", "new_tokens")  # settings of other benchmarks that read the same files
 TRAINABLE = ("^resampler/", "/gated_cross_attention/")
 ADDED = 3  # tokens behind the vocabulary: <image>, <EOC>, <PAD>
 
@@ -52,25 +50,16 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=8)
   parser.add_argument("--warmup", type=int, default=2)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser.add_argument("--remat", default=FlamingoConfig.remat, choices=POLICIES, help="what is computed again")
   parser.add_argument("--start", type=pathlib.Path, help="a folder with weights.safetensors and batch.npz")
   options = parser.parse_args()
-  settings = read_settings(options.config, options.set)
-  config = make_config(settings, options.dtype)
+  settings = read_settings(options.config, options.set, STEP)
+  config = make_config(settings, options.dtype, options.remat)
   parameters, batch = read_start(options.start, config) if options.start else make_start(settings, config)
   print(json.dumps(measure(settings, config, parameters, batch, options.steps, options.warmup)))
 
 
-def read_settings(path: pathlib.Path | None, changes: list[str]) -> dict:
-  """The defaults, changed by a file and then by KEY=VALUE."""
-  given = json.loads(path.read_text()) if path else {}
-  given |= {key: json.loads(value) for key, value in (change.split("=", 1) for change in changes)}
-  unknown = given.keys() - DEFAULTS.keys() - set(GENERATION)
-  if unknown:
-    raise SystemExit(f"train_step: no such settings: {', '.join(sorted(unknown))}. Known: {', '.join(DEFAULTS)}.")
-  return DEFAULTS | {key: value for key, value in given.items() if key in DEFAULTS}
-
-
-def make_config(settings: dict, dtype: str) -> FlamingoConfig:
+def make_config(settings: dict, dtype: str, remat: str = FlamingoConfig.remat) -> FlamingoConfig:
   return FlamingoConfig(
     vision=FeaturesConfig(width=settings["vis_dim"], positions=settings["vis_tokens"]),
     resampler=PerceiverResamplerConfig(
@@ -101,6 +90,7 @@ def make_config(settings: dict, dtype: str) -> FlamingoConfig:
       extra_tokens=ADDED,
     ),
     dtype=dtype,
+    remat=remat,
   )
 
 
@@ -163,6 +153,9 @@ def measure(
     if number >= warmup:
       times.append(time.perf_counter() - began)
   step_seconds = statistics.median(times)
+  shapes = {name: array.shape for name, array in batch.items()}
+  operations = total(flamingo_flops(config, shapes, lambda path: is_trainable(path, TRAINABLE)).values()).all
+  memory, peak = jax.devices()[0].memory_stats() or {}, matmul_peak(config.dtype)
   return dict(
     library=f"flamingo_jax / jax {jax.__version__}",
     device=jax.devices()[0].device_kind,
@@ -176,23 +169,33 @@ def measure(
     trainable=sum(int(p.size) for p in trainable.values()),
     parameters=sum(int(p.size) for p in (trainable | frozen).values()),
     peak_rss_train_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    matmul_peak_gflops=round(matmul_peak(config.dtype) / 1e9, 1),
+    peak_device_mib=memory["peak_bytes_in_use"] >> 20 if memory else None,
+    remat=config.remat,
+    model_gflop=round(operations / 1e9, 1),
+    matmul_peak_gflops=round(peak / 1e9, 1),
+    mfu=round(operations / step_seconds / peak, 3),
     losses=losses[:12],
     config=settings | dict(model=dataclasses.asdict(config)["dtype"]),
   )
 
 
-def matmul_peak(dtype: str, size: int = 2048, repeats: int = 5) -> float:
-  """FLOP/s of a large square matrix product, the best of some."""
-  a = jnp.ones((size, size), dtype)
-  product = jax.jit(lambda a, b: a @ b)
-  product(a, a).block_until_ready()
+def matmul_peak(dtype: str, repeats: int = 5, products: int = 20) -> float:
+  """FLOP/s of large square matrix products of random numbers, one after another; the best of some rounds."""
+  size = 2048 if jax.default_backend() == "cpu" else 8192
+  a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  unit = a * size**-0.5  # so that products of products stay as large as they are
+
+  @jax.jit
+  def run(a, unit):
+    return jax.lax.fori_loop(0, products, lambda _, a: a @ unit, a)
+
+  run(a, unit).block_until_ready()
   best = float("inf")
   for _ in range(repeats):
     began = time.perf_counter()
-    product(a, a).block_until_ready()
+    run(a, unit).block_until_ready()
     best = min(best, time.perf_counter() - began)
-  return 2 * size**3 / best
+  return 2 * size**3 * products / best
 
 
 if __name__ == "__main__":

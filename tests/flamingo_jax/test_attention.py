@@ -222,6 +222,25 @@ def test_cudnn_is_asked_for_the_same_attention_in_lengths_that_it_takes(monkeypa
   assert asked == ["cudnn"]
 
 
+@pytest.mark.skipif(
+  jax.default_backend() != "gpu", reason="cuDNN needs a GPU; with JAX_PLATFORMS=cuda this runs on one"
+)
+@pytest.mark.parametrize("name", [*MASKS, "dense"])
+def test_cudnn_gives_the_outputs_and_gradients_of_xla_on_a_gpu(name):
+  dense_mask = (np.random.default_rng(9).random((2, 33, 77)) < 0.5, (2, 33, 4, 8), (2, 77, 2, 8))
+  mask, *shapes = dense_mask if name == "dense" else MASKS[name]
+  query_shape, key_shape = ((*shape[:3], 64) for shape in shapes)
+  random = np.random.default_rng(10)
+  heads = [jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in (query_shape, key_shape, key_shape)]
+  exact = [np.asarray(array, np.float32) for array in heads]
+  with jax.default_matmul_precision("highest"):
+    expected = jax.tree.leaves(jax.jit(of_outputs(mask, "xla"))(*exact))
+  found = jax.tree.leaves(jax.jit(of_outputs(mask, "cudnn"))(*heads))
+  for array, of_xla in zip(found, expected, strict=True):
+    error = np.linalg.norm(np.asarray(array, np.float32) - of_xla) / np.linalg.norm(of_xla)
+    assert error < 1e-2
+
+
 HALF = jnp.zeros((1, 2, 2, 64), jnp.bfloat16)
 DENSE, BIAS = jnp.ones((1, 2, 2), bool), jnp.zeros((1, 2, 2, 2))
 NUMBERS = causal_mask(jnp.ones((1, 2), jnp.int32))
