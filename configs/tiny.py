@@ -13,10 +13,11 @@ def get_config():
   config.frozen_dtype = config.model.dtype = "float32"
   config.frozen.vision = config.frozen.language = "random"
   config.tokenizer.path = "data/quickstart/language_model"
+  config.model.remat = "none"
   config.model.vision.update(width=32, layers=2, heads=2, image_size=32, patch_size=8)
   config.model.resampler.update(layers=1, latents=4, heads=2, frames=4)
   config.model.cross_attention.update(every=2, heads=2, head_width=8)
-  config.model.language.update(width=16, layers=5, heads=2, key_value_heads=1, feed_forward_width=32)
+  config.model.language.update(width=16, layers=6, heads=2, key_value_heads=1, feed_forward_width=32)
   config.optimizer.learning_rate = 1e-2
   config.optimizer.warmup_steps = 5
   config.checkpoint.every = 5
@@ -36,7 +37,7 @@ def get_config():
       batch_size=8,
       length=32,
       frames=4,
-      frames_per_second=2.0,
+      frames_per_second=4.0,
     ),
   )
   return config

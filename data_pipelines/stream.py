@@ -218,6 +218,7 @@ class Stream:
     batches = steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(1)
     options = tf.data.Options()
     options.threading.private_threadpool_size = 2
+    options.autotune.enabled = False  # there is nothing to tune, and its thread can hold up the end by 20 seconds
     return batches.with_options(options).as_numpy_iterator()
 
   def batch(self, positions: np.ndarray, pool: Pool) -> Batch:
