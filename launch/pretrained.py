@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from data_pipelines.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import content_hash, load_model
 from flamingo_jax.models.contrastive import ContrastiveConfig
@@ -161,6 +162,33 @@ def stored_language(source: str) -> tuple[Parameters, dict, str]:
     )
   language = ungroup_layers(below(trained, "language/"))
   return language, config["model"]["language"], content_hash(language)
+
+
+def check_tokenizer(source: str, path: str, bos: int, eos: int) -> None:
+  """Holds a tokenizer against that of the language run whose tokens a model is to read, if that is still there.
+
+  Args:
+    source: of the language model; nothing is known of a model folder's, nor of a random one's.
+    path: of the tokenizer.
+    bos: the id that begins a document.
+    eos: the id that ends one.
+
+  Raises:
+    UserError: the same text would be other tokens.
+  """
+  if not source or not (pathlib.Path(source) / FOLDER).is_dir():
+    return
+  made_with = config_of(source)["tokenizer"]
+  if not (pathlib.Path(made_with["path"]) / "tokenizer.json").is_file():
+    return
+  if load_tokenizer(made_with["path"]).fingerprint() != load_tokenizer(path).fingerprint():
+    raise UserError(
+      f"{source}: was trained on the tokens of {made_with['path']}; tokenizer.path, {path}, makes others of a text. "
+      "Name the one it knows."
+    )
+  for field, ours in (("bos", bos), ("eos", eos)):
+    if made_with[field] != ours:
+      raise UserError(f"{source}: was trained with tokenizer.{field}={made_with[field]}; here it is {ours}.")
 
 
 def read_embeddings(model: ContrastiveConfig, source: str) -> Found:

@@ -154,7 +154,7 @@ def changed(config: dict, path: str, value) -> dict:
     ("streams.captions.maximum_skipped", -0.1),
     ("model.language.extra_tokens", 1),
     ("model.cross_attention.every", 0),
-    ("model.cross_attention.offset", 5),
+    ("model.cross_attention.offset", 6),
     ("model.resampler.heads", 5),
   ],
 )
@@ -205,11 +205,14 @@ def test_the_base_config_names_every_field(name):
     assert {field.name for field in dataclasses.fields(StreamConfig)} == stream.keys()
 
 
+FIVE_LAYERS = {"model.language.layers": "5"}  # with a gated one before every second: a ragged tail
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
   """Frozen parts that fit the tiny config: a vision run of random parameters, and a language model's folder."""
   folder = tmp_path_factory.mktemp("parts")
-  config = load_config("configs/tiny.py", {})
+  config = load_config("configs/tiny.py", FIVE_LAYERS)
   random = np.random.default_rng(0)
   experiment = read_experiment(config, "tiny.py")
   shapes = flat(jax.eval_shape(experiment.objective().initialize, jax.random.key(0)))
@@ -237,7 +240,7 @@ def parts(tmp_path_factory):
 def with_parts(parts, **changes: str):
   folder, _, _ = parts
   frozen = {"frozen.vision": str(folder / "vision"), "frozen.language": str(folder / "language")}
-  return read_experiment(load_config("configs/tiny.py", frozen | changes), "tiny.py")
+  return read_experiment(load_config("configs/tiny.py", FIVE_LAYERS | frozen | changes), "tiny.py")
 
 
 def test_imported_parts_fit_the_model_exactly(parts):

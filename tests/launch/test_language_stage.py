@@ -1,7 +1,11 @@
 """The language stage end to end: real text trains a language model, which a Flamingo then freezes."""
 
 import json
+import os
 import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import save_model
 from flamingo_jax.models.language.decoder import DecoderConfig, ungroup_layers
 from flamingo_jax.training.checkpoints import load_trainable
-from flamingo_jax.training.metrics import read_metrics
+from flamingo_jax.training.metrics import read_metrics, untimed
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 from launch.exporting import export_model
@@ -46,7 +50,8 @@ def flamingo(quickstart_data, language: pathlib.Path | str, **changes) -> Experi
   """A Flamingo on a language model and the captions."""
   config = load_config("configs/tiny.py", {})
   config |= dict(total_steps=1, evaluate_every=1, frozen=dict(vision="random", language=str(language))) | changes
-  config["tokenizer"]["path"] = str(quickstart_data / "language_model")
+  if "tokenizer" not in changes:
+    config["tokenizer"]["path"] = str(quickstart_data / "language_model")
   config["model"]["remat"], config["model"]["language"]["layers"] = "none", 2
   captions = config["streams"]["captions"] | dict(batch_size=2, length=12)
   config["streams"] = dict(captions=captions | dict(source=str(quickstart_data / "streams" / "captions")))
@@ -100,6 +105,43 @@ def test_another_architecture_is_refused_field_by_field(trained, quickstart_data
   lines = str(raised.value).splitlines()
   assert lines[0] == f"{trained}: does not fit the config:"
   assert [line.split()[0] for line in lines[1:]] == ["model.language.activation", "model.language.width"]
+
+
+def test_a_flamingo_on_other_tokens_than_its_language_model_knows_is_refused(trained, quickstart_data, tmp_path):
+  tokenizer = json.loads((quickstart_data / "language_model" / "tokenizer.json").read_text())
+  tokenizer["model"]["merges"].pop()
+  (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+  own = str(quickstart_data / "language_model")
+  known = rf"{trained}: was trained on the tokens of {own}; tokenizer\.path, {tmp_path}, makes others of a text"
+  with pytest.raises(UserError, match=known):
+    flamingo(quickstart_data, trained, tokenizer=dict(path=str(tmp_path), bos=0, eos=0)).frozen()
+  with pytest.raises(UserError, match=r"was trained with tokenizer\.eos=0; here it is 2"):
+    flamingo(quickstart_data, trained, tokenizer=dict(path=own, bos=0, eos=2)).frozen()
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_to_the_same_end(trained, quickstart_data, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(trained, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "12")
+  train_config(CONFIG, sizes(quickstart_data), str(workdir))
+  (resumed, step, _), (whole, *_) = load_trainable(workdir), load_trainable(trained)
+  assert step == 12
+  for path, array in whole.items():
+    np.testing.assert_array_equal(resumed[path], array, err_msg=path)
+  assert [untimed(line) for line in read_metrics(workdir)] == [untimed(line) for line in read_metrics(trained)]
+
+
+def test_two_processes_that_cut_the_parameters_learn_what_one_does(trained, quickstart_data, tmp_path):
+  changes = [f"--config.{name}={value}" for name, value in (sizes(quickstart_data) | {"mesh.fsdp": "2"}).items()]
+  command = [sys.executable, "-m", "launch.cli", "launch", "--on=local", "--processes=2", f"--config={CONFIG}"]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  workdir = tmp_path / "run"
+  subprocess.run([*command, f"--workdir={workdir}", *changes], env=environment, check=True, capture_output=True)
+  together, alone = read_metrics(workdir), read_metrics(trained)
+  assert len(together) == len(alone)
+  for ours, expected in zip(together, alone, strict=True):
+    assert ours["loss/pages"] == pytest.approx(expected["loss/pages"], rel=1e-5)
+  assert together[-1]["heldout/loss/pages"] == pytest.approx(alone[-1]["heldout/loss/pages"], rel=1e-5)
 
 
 def test_a_run_of_another_objective_holds_no_language_model(trained, quickstart_data, tmp_path):
