@@ -19,8 +19,8 @@ import jax
 
 from configs import vision
 from flamingo_jax.parallel.mesh import global_batch, make_mesh
-from flamingo_jax.training.loop import place_frozen
 from flamingo_jax.training.optimizer import learning_rate, make_optimizer
+from flamingo_jax.training.placing import place_frozen
 from flamingo_jax.training.step import initial_state, make_train_step
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment

@@ -29,8 +29,8 @@ from flamingo_jax.ops.attention import NAMES
 from flamingo_jax.ops.remat import POLICIES
 from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
 from flamingo_jax.training.checkpoints import check_checkpoints
+from flamingo_jax.training.config import MIXTURES, Feed, Frozen, TrainingConfig
 from flamingo_jax.training.guards import check_guards
-from flamingo_jax.training.loop import MIXTURES, Feed, Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, contrastive_objective, flamingo_objective, language_objective
 from flamingo_jax.training.optimizer import check_optimizer
 from flamingo_jax.training.step import is_trainable

@@ -25,7 +25,7 @@ from flamingo_jax.interop.safetensors_files import TensorWriter, disk_errors
 from flamingo_jax.interop.torch_files import import_torch, save_state_dict
 from flamingo_jax.models.flamingo import FlamingoConfig, initialize, stacked
 from flamingo_jax.models.parameters import flat
-from flamingo_jax.training.loop import check_parameters
+from flamingo_jax.training.placing import check_parameters
 from flamingo_jax.training.step import is_trainable
 from launch.experiment import Experiment
 from launch.generate import Trained, open_run, read_trained

@@ -18,7 +18,7 @@ from flamingo_jax.planning.parameters import parameter_counts
 from flamingo_jax.planning.search import Candidate, candidates
 from flamingo_jax.planning.step import Streams, TooLarge, abstract_arguments, compile_step, lower_step
 from flamingo_jax.planning.topologies import Topology, open_topology
-from flamingo_jax.training.loop import check_fit, lengths_to_cut
+from flamingo_jax.training.placing import check_fit, lengths_to_cut
 from flamingo_jax.training.step import split_shapes
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment

@@ -19,7 +19,7 @@ from flamingo_jax.models.parameters import Parameters, flat
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.models.vision.vit import VitConfig, resize_positions
 from flamingo_jax.training.checkpoints import FOLDER, load_trainable
-from flamingo_jax.training.loop import Frozen, TrainingConfig
+from flamingo_jax.training.config import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.step import is_trainable
 from launch.config import convert

@@ -10,8 +10,8 @@ from rich.table import Table
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash
 from flamingo_jax.training.checkpoints import About
-from flamingo_jax.training.loop import check_fit, place_frozen
 from flamingo_jax.training.optimizer import learning_rate, make_optimizer
+from flamingo_jax.training.placing import check_fit, place_frozen
 from flamingo_jax.training.step import initial_state
 from flamingo_jax.training.workdir import CONFIG
 from launch.config import overridden

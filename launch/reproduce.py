@@ -7,7 +7,8 @@ import sys
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training.checkpoints import load_about
-from flamingo_jax.training.loop import Resume, surroundings
+from flamingo_jax.training.config import Resume
+from flamingo_jax.training.surroundings import surroundings
 from flamingo_jax.training.workdir import CONFIG, differing, read_config, read_history
 from launch.config import overridden
 from launch.experiment import read_experiment

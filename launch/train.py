@@ -8,7 +8,9 @@ import jax
 from flamingo_jax.errors import UserError
 from flamingo_jax.ops.attention import check_name
 from flamingo_jax.training.checkpoints import About, check_same
-from flamingo_jax.training.loop import AS_BEFORE, Resume, check_fit, train
+from flamingo_jax.training.config import AS_BEFORE, Resume
+from flamingo_jax.training.loop import train
+from flamingo_jax.training.placing import check_fit
 from flamingo_jax.training.rewind import Rewind
 from flamingo_jax.training.writers import check_writers
 from launch.config import load_config

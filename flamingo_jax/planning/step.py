@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.mesh import batch_sharding
-from flamingo_jax.training.loop import TrainingConfig
+from flamingo_jax.training.config import TrainingConfig
 from flamingo_jax.training.objectives import Objective
 from flamingo_jax.training.optimizer import learning_rate, make_optimizer
 from flamingo_jax.training.step import abstract_state, jitted, laid, make_train_step, slot_shardings, split_shapes

@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 
 from flamingo_jax.errors import Preempted, UserError
 from flamingo_jax.models.parameters import Parameters
-from flamingo_jax.parallel.fit import Length, cut_lengths, fit_faults
-from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, make_mesh, parameter_specs, place
+from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash, goodput
-from flamingo_jax.training.checkpoints import About, CheckpointConfig, Checkpoints
-from flamingo_jax.training.guards import GuardConfig
+from flamingo_jax.training.checkpoints import About, Checkpoints
+from flamingo_jax.training.config import AS_BEFORE, Feed, Frozen, Resume, TrainingConfig
 from flamingo_jax.training.metrics import METRICS, MetricsLog, read_metrics
 from flamingo_jax.training.objectives import Objective
-from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.optimizer import learning_rate, make_optimizer
+from flamingo_jax.training.placing import begin_from, check_fit, place_frozen
 from flamingo_jax.training.preemption import StopNotice
 from flamingo_jax.training.prefetch import DeviceBatches, HostBatches, placed
 from flamingo_jax.training.profiling import Profiler
@@ -33,12 +33,10 @@ from flamingo_jax.training.progress import TrainingProgress
 from flamingo_jax.training.rewind import Rewind, add_rewind, batch_number, check_rewind, read_rewinds, segments
 from flamingo_jax.training.step import (
   State,
-  boxed_shapes,
   initial_state,
   jitted,
   make_train_step,
   slot_shardings,
-  split_shapes,
 )
 from flamingo_jax.training.surroundings import surroundings
 from flamingo_jax.training.tally import make_host_seconds, make_tally
@@ -47,78 +45,6 @@ from flamingo_jax.training.workdir import Change, claim_workdir, note, read_hist
 from flamingo_jax.training.writers import Record, check_writers, following
 
 REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
-MIXTURES = ("accumulate", "round_robin")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-  """How a run goes, whatever it trains."""
-
-  total_steps: int = 500_000
-  seed: int = 0
-  mixture: str = "accumulate"  # of the streams, in each update; or "round_robin": one after the other
-  trainable: tuple[str, ...] = ("^resampler/", "/gated_cross_attention/", "extra_")  # patterns of parameter paths
-  frozen_dtype: str = "bfloat16"  # of frozen parameters, stored on the devices and applied
-  evaluate_every: int = 1000  # steps; also before the first and after the last
-  writers: tuple[str, ...] = ()  # names of training/writers.py, beside TensorBoard
-  optimizer: OptimizerConfig = OptimizerConfig()
-  mesh: MeshConfig = MeshConfig()
-  sharding: ShardingConfig = ShardingConfig()
-  checkpoint: CheckpointConfig = CheckpointConfig()
-  guard: GuardConfig = GuardConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class Feed:
-  """What the loop needs to know of the data.
-
-  Attributes:
-    batches_from: from a number of batches to this host's part of those after them; with each, what is only counted,
-      under the same names on every host. The record has the sum over all hosts, where it is not 0.
-    weights: of the streams' losses.
-    rows: of the streams' global batches.
-    hashes: a content hash for each stream's records.
-    records: from the number of a batch to what its rows are made of, by stream, as a person would look for it.
-  """
-
-  batches_from: Callable[[int], Iterator[tuple[HostBatches, dict[str, int]]]]
-  weights: dict[str, float]
-  rows: dict[str, int]
-  hashes: dict[str, str] = dataclasses.field(default_factory=dict)
-  records: Callable[[int], dict[str, list[list[str]]]] = lambda number: {}
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-  """The parameters that are not drawn at random.
-
-  Attributes:
-    parameters: those that stay as they are, host arrays by path.
-    hashes: a content hash for each part they came from.
-    start: trained ones that begin from these values, by path; the others are drawn.
-  """
-
-  parameters: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  hashes: dict[str, str] = dataclasses.field(default_factory=dict)
-  start: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Resume:
-  """How a start takes up what is in the work directory.
-
-  Attributes:
-    allow_changed: fields of the config, "frozen", "data" or a part of these, that may differ from before.
-    rewind: to go back first.
-    began: when the process did, of `time.perf_counter`; None: now.
-  """
-
-  allow_changed: tuple[str, ...] = ()
-  rewind: Rewind | None = None
-  began: float | None = None
-
-
-AS_BEFORE = Resume()
 
 
 Evaluate = Callable[[Parameters, Mesh, bool], dict[str, float]]  # (all parameters, mesh, is baseline) -> metrics
@@ -226,11 +152,11 @@ class Run:
     about = dataclasses.replace(about, rewinds=read_rewinds(self.workdir))
     say = functools.partial(print, file=sys.stderr, flush=True) if self.leads else lambda *_: None
     checkpoints.set_rewound_aside(about.rewinds, say)
-    newest, restoring = timed(lambda: checkpoints.restore_newest(fresh, about, resume.allow_changed, say))
-    seconds = dict(restore=restoring, replayed=seconds_after(self.workdir, newest[0]) if self.leads else 0.0)
+    (step, state), restoring = timed(lambda: checkpoints.restore_newest(fresh, about, resume.allow_changed, say))
+    seconds = dict(restore=restoring, replayed=seconds_after(self.workdir, step) if self.leads else 0.0)
     if changes:
       write_config(self.workdir, self.record)
-    return Begun(*newest, checkpoints, about, changes, seconds)
+    return Begun(step, state, checkpoints, about, changes, seconds)
 
   def go_on(self, begun: Begun, step_function, began: float) -> State:
     """Makes the steps that are left.
@@ -420,67 +346,6 @@ def recorded(numbers: dict[str, np.ndarray]) -> dict[str, float]:
 
 def nonzero(counts: dict[str, int]) -> dict[str, int]:
   return {name: number for name, number in counts.items() if number}
-
-
-def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int], devices: int) -> None:
-  """Holds the mesh against the devices, the batches and the model, before anything is read or allocated.
-
-  Args:
-    objective: what is minimized.
-    config: how.
-    rows: of the streams' global batches.
-    devices: of the job.
-
-  Raises:
-    UserError: all that does not fit, and the nearest meshes that do.
-  """
-  faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths_to_cut(objective, config.sharding))
-  if faults:
-    raise UserError("\n".join(faults))
-
-
-def lengths_to_cut(objective: Objective, sharding: ShardingConfig) -> list[Length]:
-  """What of a model has to divide by the mesh."""
-  boxed = boxed_shapes(objective)
-  spread = "fsdp" if "fsdp" in dataclasses.astuple(sharding) else "model"  # the former cuts all the latter does
-  return cut_lengths(boxed, parameter_specs(boxed, spread))
-
-
-def place_frozen(objective: Objective, frozen: Frozen, mesh: Mesh, config: TrainingConfig) -> Parameters:
-  """Puts the frozen parameters on the devices, in `frozen_dtype`.
-
-  Raises:
-    UserError: parameters that are missing, left over, or of another shape, all at once.
-  """
-  _, expected, shardings = split_shapes(objective, mesh, config.trainable, config.sharding)
-  check_parameters(expected, frozen.parameters)
-  dtype = jax.numpy.dtype(config.frozen_dtype)
-  return {path: place(frozen.parameters[path].astype(dtype), shardings[path]) for path in expected}
-
-
-def begin_from(start: dict[str, np.ndarray], state: State) -> State:
-  """Puts the values that trained parameters begin from in the place of those that were drawn.
-
-  Raises:
-    UserError: parameters that the model does not train, or of another shape, all at once.
-  """
-  known = {path: array for path, array in state.trainable.items() if path in start}
-  check_parameters(known, start)
-  placed = {path: place(start[path].astype(array.dtype), array.sharding) for path, array in known.items()}
-  return state.replace(trainable={**state.trainable, **placed})
-
-
-def check_parameters(expected: dict, found: dict[str, np.ndarray]) -> None:
-  """Compares given parameters with the model's, and names everything that does not fit."""
-  faults = [f"  {path} {shape.shape}: missing" for path, shape in expected.items() if path not in found]
-  faults += [f"  {path} {array.shape}: not in the model" for path, array in found.items() if path not in expected]
-  faults += [
-    f"  {path}: the model has {shape.shape}, the weights {found[path].shape}"
-    for path, shape in expected.items()
-    if path in found and found[path].shape != shape.shape
-  ]
-  if faults:
-    raise UserError("The weights do not fit the model:\n" + "\n".join(faults))
 
 
 def timing(tokens: float, began: float, waited: float) -> dict[str, float]:

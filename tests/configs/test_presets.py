@@ -27,7 +27,7 @@ from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import parameter_shardings
 from flamingo_jax.planning.parameters import Comparison, compare, parameter_counts
-from flamingo_jax.training.loop import check_fit
+from flamingo_jax.training.placing import check_fit
 from launch.config import PACKAGED, load_config
 from launch.experiment import Experiment, read_experiment
 

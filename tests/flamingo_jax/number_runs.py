@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from flamingo_jax.training.checkpoints import CheckpointConfig
-from flamingo_jax.training.loop import AS_BEFORE, Feed, Frozen, Resume, TrainingConfig, train
+from flamingo_jax.training.config import AS_BEFORE, Feed, Frozen, Resume, TrainingConfig
+from flamingo_jax.training.loop import train
 from flamingo_jax.training.objectives import Loss, Objective
 from flamingo_jax.training.optimizer import OptimizerConfig
 

@@ -14,9 +14,10 @@ from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_hosts, global_batch, make_mesh
 from flamingo_jax.training.checkpoints import About, Checkpoints
-from flamingo_jax.training.loop import Frozen, TrainingConfig, place_frozen
+from flamingo_jax.training.config import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.placing import place_frozen
 from flamingo_jax.training.step import initial_state, make_train_step, slot_shardings, split_shapes
 from flamingo_jax.training.tally import make_host_seconds, make_tally
 

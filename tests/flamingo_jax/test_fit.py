@@ -10,8 +10,9 @@ import pytest
 from flamingo_jax.errors import UserError
 from flamingo_jax.parallel.fit import Length, fit_faults, multiples_beside
 from flamingo_jax.parallel.mesh import FULLY_SHARDED, MeshConfig, ShardingConfig
-from flamingo_jax.training.loop import TrainingConfig, check_fit
+from flamingo_jax.training.config import TrainingConfig
 from flamingo_jax.training.objectives import flamingo_objective
+from flamingo_jax.training.placing import check_fit
 
 HEADS = [Length("model.language.heads", 12, "model"), Length("model.cross_attention.heads", 8, "model")]
 WIDTH = Length("embed of language/embeddings and 3 more", 96, "fsdp")

@@ -14,9 +14,11 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.training.checkpoints import load_trainable
-from flamingo_jax.training.loop import Frozen, TrainingConfig, check_parameters, train
+from flamingo_jax.training.config import Frozen, TrainingConfig
+from flamingo_jax.training.loop import train
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.optimizer import OptimizerConfig
+from flamingo_jax.training.placing import check_parameters
 from flamingo_jax.training.step import is_trainable
 
 
@@ -92,7 +94,8 @@ import pathlib, pickle, sys
 sys.modules["tensorflow"] = None  # from here on, importing it fails
 import jax
 jax.config.update("jax_disable_most_optimizations", True)
-from flamingo_jax.training.loop import Feed, Frozen, train
+from flamingo_jax.training.config import Feed, Frozen
+from flamingo_jax.training.loop import train
 from flamingo_jax.training.objectives import flamingo_objective
 model, config, frozen, batches, workdir = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
 feed = Feed(lambda step: ((batches, {}) for _ in range(step, 100)), {"pages": 0.5}, {"pages": 2})

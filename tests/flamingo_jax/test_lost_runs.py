@@ -19,8 +19,8 @@ from flamingo_jax.errors import HUNG, PREEMPTED, Preempted, UserError
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash, goodput
 from flamingo_jax.training.checkpoints import About, CheckpointConfig, load_trainable
+from flamingo_jax.training.config import Resume
 from flamingo_jax.training.guards import GuardConfig
-from flamingo_jax.training.loop import Resume
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.metrics import untimed as without_timing
 from flamingo_jax.training.optimizer import learning_rate, make_optimizer

@@ -16,9 +16,10 @@ import pytest
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.parallel.mesh import MeshConfig, global_batch, make_mesh
-from flamingo_jax.training.loop import Frozen, TrainingConfig, begin_from, place_frozen
+from flamingo_jax.training.config import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Loss, Objective, flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from flamingo_jax.training.placing import begin_from, place_frozen
 from flamingo_jax.training.step import initial_state, make_train_step, split_shapes
 
 WEIGHTS = {"pages": 1.0, "captions": 0.2, "videos": 0.03}

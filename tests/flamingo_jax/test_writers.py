@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from flamingo_jax.errors import UserError
 from flamingo_jax.training import writers
 from flamingo_jax.training.checkpoints import CheckpointConfig
-from flamingo_jax.training.loop import Resume
+from flamingo_jax.training.config import Resume
 from flamingo_jax.training.metrics import read_metrics, untimed
 from flamingo_jax.training.rewind import Rewind
 from flamingo_jax.training.writers import unknown_writers

@@ -19,7 +19,8 @@ from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.training.checkpoints import About, Checkpoints
-from flamingo_jax.training.loop import TrainingConfig, check_parameters
+from flamingo_jax.training.config import TrainingConfig
+from flamingo_jax.training.placing import check_parameters
 from flamingo_jax.training.step import State, split_shapes
 from launch.config import load_config
 from launch.experiment import read_experiment
