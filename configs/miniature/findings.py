@@ -10,7 +10,7 @@ def get_sweep():
     {},  # the recipe
     {"streams.pages.weight": 0.0},  # no interleaved pages
     {"streams.captions.weight": 0.0},  # no captions
-    {"mixture": "round_robin", "total_steps": 600},  # as many batches of each
+    {"mixture": "round_robin", "total_steps": 3000},  # as many batches of each
     {"model.cross_attention.gated": False},
     {"model.cross_attention.every": 2},
     {"model.cross_attention.previous_media": True},  # all pictures before, not the last one alone

@@ -5,8 +5,8 @@ from configs import base
 
 def get_config():
   config = base.flamingo()
-  config.total_steps = 600
-  config.evaluate_every = 200
+  config.total_steps = 1500
+  config.evaluate_every = 300
   config.frozen_dtype = config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
   config.model.remat = "none"
   config.frozen.vision = "runs/miniature/vision"
@@ -17,11 +17,11 @@ def get_config():
   config.model.resampler.update(layers=1, latents=4, heads=4, frames=0)
   config.model.cross_attention.update(heads=4, head_width=32)
   config.model.language.update(
-    vocabulary=352, width=128, layers=4, heads=4, key_value_heads=4, feed_forward_width=384, rope_base=1000.0
+    vocabulary=368, width=128, layers=4, heads=4, key_value_heads=4, feed_forward_width=384, rope_base=1000.0
   )
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = 30
-  config.checkpoint.every = 200
+  config.checkpoint.every = 300
   config.evaluation.batches = 4
   # Text is about the picture before it, as in the prompts: pages that are read the other way would name the next one.
   config.streams = dict(

@@ -10,7 +10,7 @@ def get_config():
   config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
   config.model.vision.update(width=64, layers=3, heads=4, image_size=16, patch_size=4)
   config.model.text.update(width=64, layers=1, heads=2)
-  config.model.update(vocabulary=352, embedding_width=64, length=12, joint_width=64)
+  config.model.update(vocabulary=368, embedding_width=64, length=12, joint_width=64)
   config.trainable = ("^vision/", "^text/", "projection", "^log")
   config.tokenizer.path = "data/miniature/tokenizer"
   config.tokenizer.update(bos=0, eos=1)

@@ -32,7 +32,7 @@ from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from flamingo_jax.errors import UserError
 
-BUILD_VERSION = 1  # to be raised with every change to what is built: data of another version is built again
+BUILD_VERSION = 3  # to be raised with every change to what is built: data of another version is built again
 WHEEL = ("scikit-learn", "1.9.1")
 MEMBER = "sklearn/datasets/data/digits.csv.gz"
 LICENSE = "CC-BY-4.0 (Alpaydin and Kaynak, UCI)"
@@ -56,13 +56,14 @@ NAMES = (
 )  # fmt: skip
 SHOWN = 9  # digits on a page: eight shots and a query
 CAPTIONED = 0.5  # of the pictures on pages
+BETWEEN = ("\n", " ", ", ", ": ")  # what stands between a description and a name: no fixed distance
 KINDS = (2, 5)  # of digits on a page, at least and at most
-PAGES = {"train": 4000, "heldout": 200}
-DOCUMENTS = {"train": 16_000, "heldout": 500}
+PAGES = {"train": 20_000, "heldout": 200}
+DOCUMENTS = {"train": 100_000, "heldout": 500}
 BENCHMARKS = 4
 CANDIDATES = 4
 RECORDS_PER_SHARD = 4000
-VOCABULARY = 352  # of a tokenizer that has a token for every word of the text
+VOCABULARY = 368  # of a tokenizer that has a token for every word of the text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def pages(digits: Sequence[Digit], count: int, draws: random.Random) -> Iterator
   for number in range(count):
     shown = naming(draws)
     media = tuple(picture(draws.choice(by_kind[each.kind]), each.colour) for each in shown)
-    texts = ("", *(in_words(each) if draws.random() < CAPTIONED else f"Output: {each.name}" for each in shown))
+    texts = ("", *(in_words(each, draws) if draws.random() < CAPTIONED else f"Output: {each.name}" for each in shown))
     yield Example(texts, media, f"naming/{number}", LICENSE)
 
 
@@ -184,11 +185,13 @@ def documents(count: int, draws: random.Random) -> Iterator[Example]:
 
 def page_in_words(draws: random.Random) -> str:
   """A page, with what each picture shows in its place."""
-  return "\n".join(map(in_words, naming(draws)))
+  return "\n".join(in_words(each, draws) for each in naming(draws))
 
 
-def in_words(shown: Named) -> str:
-  return f"{caption(shown.kind, shown.colour)}\nOutput: {shown.name}"
+def in_words(shown: Named, draws: random.Random) -> str:
+  """What a picture shows, as its caption or in a word, and its name."""
+  description = draws.choice((caption(shown.kind, shown.colour), WORDS[shown.kind]))
+  return f"{description}{draws.choice(BETWEEN)}Output: {shown.name}"
 
 
 def captions_in_words(draws: random.Random) -> str:
