@@ -67,10 +67,10 @@ extras["dev"] = (
     "playwright>=1.45",
     "pycocoevalcap>=1.2",
     "pytest>=8",
+    "pytest-cov>=7",
     "pytest-xdist>=3.6",
     "ruff>=0.6",
     "scikit-learn>=1.5",
-    "slipcover>=1.1",
   ]
 )
 
