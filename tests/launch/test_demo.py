@@ -37,8 +37,8 @@ def few_optimizations():
 
 @pytest.fixture(scope="module")
 def run(quickstart_data, tmp_path_factory):
-  """A tiny model whose gates are open, so that pictures count."""
-  config = load_config("configs/tiny.py", {})
+  """A tiny model whose gates are open, so that pictures count; of five layers, with which its words vary."""
+  config = load_config("configs/tiny.py", {"model.language.layers": "5"})
   config["tokenizer"]["path"] = str(quickstart_data / "language_model")
   return write_run(tmp_path_factory.mktemp("run"), config)
 
