@@ -22,18 +22,13 @@ import types
 import numpy as np
 import torch
 import transformers
-from settings import STEP, read_settings
+from settings import STEP, read_settings, step_arguments
 
 ADDED = ("end", "image", "padding")  # tokens at the end of the vocabulary, in the order that OpenFlamingo adds them
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", type=pathlib.Path, help="a JSON file of settings")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-  parser.add_argument("--steps", type=int, default=8)
-  parser.add_argument("--warmup", type=int, default=2)
-  parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+  parser = step_arguments(__doc__, dtype="bfloat16")
   parser.add_argument("--compile", action="store_true", help="torch.compile every layer")
   parser.add_argument("--checkpointing", action="store_true", help="compute the layers' activations again")
   options = parser.parse_args()

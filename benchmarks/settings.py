@@ -1,5 +1,6 @@
 """Settings of the benchmarks that are run beside OpenFlamingo, by name. It needs neither library."""
 
+import argparse
 import json
 import pathlib
 
@@ -9,6 +10,17 @@ STEP = dict(
   weight_decay=0.1,
 )  # fmt: skip
 WRITING = STEP | dict(generate_batch=4, prompt=64, new_tokens=64)
+
+
+def step_arguments(description: str, dtype: str) -> argparse.ArgumentParser:
+  """What the benchmarks of a training step are asked; `dtype` is that of the computation, if none is named."""
+  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", type=pathlib.Path, help="a JSON file of settings")
+  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+  parser.add_argument("--steps", type=int, default=8)
+  parser.add_argument("--warmup", type=int, default=2)
+  parser.add_argument("--dtype", default=dtype, choices=("float32", "bfloat16"))
+  return parser
 
 
 def read_settings(path: pathlib.Path | None, changes: list[str], defaults: dict) -> dict:

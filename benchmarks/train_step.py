@@ -5,11 +5,10 @@
 The language model is a frozen Llama with untied embeddings; settings.py has the settings, flamingo_3b.json those of the
 3B. Prints one JSON line. `mfu` is the share of what a large matrix product reaches in the same run; the model's own
 operations count, so what is frozen has no weight gradients and what is computed again counts once. `--start` names a
-folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz: tokens, labels, features);
-so two implementations begin at the same point: their `losses` then agree.
+folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz: tokens, labels, features): two
+implementations then begin at the same point, and their `losses` agree.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from settings import STEP, read_settings
+from settings import STEP, read_settings, step_arguments
 
 from flamingo_jax.interop.flamingo_rules import OPENFLAMINGO_IGNORED, open_openflamingo, openflamingo_rules
 from flamingo_jax.interop.rules import assemble, check_tensors
@@ -44,12 +43,7 @@ ADDED = 3  # tokens behind the vocabulary: <image>, <EOC>, <PAD>
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", type=pathlib.Path, help="a JSON file of settings")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-  parser.add_argument("--steps", type=int, default=8)
-  parser.add_argument("--warmup", type=int, default=2)
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  parser = step_arguments(__doc__, dtype="float32")
   parser.add_argument("--remat", default=FlamingoConfig.remat, choices=POLICIES, help="what is computed again")
   parser.add_argument("--start", type=pathlib.Path, help="a folder with weights.safetensors and batch.npz")
   options = parser.parse_args()
