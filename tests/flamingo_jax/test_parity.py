@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from flamingo_jax.interop import parity
+from flamingo_jax.parity import check as parity
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("einops_exts")

@@ -14,9 +14,9 @@ from flamingo_jax.inference.forward import look, seen_now, step
 from flamingo_jax.inference.prefill import prefill
 from flamingo_jax.inference.scoring import logits_after
 from flamingo_jax.inference.weights import Weights, unroll
-from flamingo_jax.interop.comparison import OUTPUT_LIMIT, Arrays, Case, Finding, Ids, equal, finding, make_batch
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.parity.comparison import OUTPUT_LIMIT, Arrays, Case, Finding, Ids, equal, finding, make_batch
 
 WIDTH, LENGTH_PENALTY = 3, 1.0  # of the cases' beam search
 

@@ -8,22 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flamingo_jax.interop.comparison import (
-  GRADIENT_LIMIT,
-  OUTPUT_LIMIT,
-  Arrays,
-  Case,
-  Finding,
-  Ids,
-  compare_gradients,
-  compare_outputs,
-  equal,
-  finding,
-  foreign_gradients,
-  load,
-  make_batch,
-)
-from flamingo_jax.interop.decoding_cases import compare_decoding
 from flamingo_jax.interop.flamingo_rules import (
   IDEFICS_IGNORED,
   OPENFLAMINGO_ADDED,
@@ -50,6 +34,22 @@ from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.ops.attention import media_mask
 from flamingo_jax.ops.labels import chunk_weights, text_weights
 from flamingo_jax.ops.layers import layer_norm
+from flamingo_jax.parity.comparison import (
+  GRADIENT_LIMIT,
+  OUTPUT_LIMIT,
+  Arrays,
+  Case,
+  Finding,
+  Ids,
+  compare_gradients,
+  compare_outputs,
+  equal,
+  finding,
+  foreign_gradients,
+  load,
+  make_batch,
+)
+from flamingo_jax.parity.decoding_cases import compare_decoding
 from flamingo_jax.training.objectives import flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.step import State, is_trainable, make_train_step

@@ -1,6 +1,6 @@
 """Holds our models against reference arrays that other implementations wrote.
 
-    python -m flamingo_jax.interop.parity --reference DIR
+    python -m flamingo_jax.parity.check --reference DIR
 
 DIR has, per case, NAME.json (sizes), NAME.npz (inputs, outputs, gradients) and NAME.safetensors (the other
 implementation's own state dict). Each is imported by the rules that `flamingo import` uses, run in float32, and
@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.interop.comparison import Case, is_gradient, read_cases
-from flamingo_jax.interop.reference_cases import KINDS
+from flamingo_jax.parity.comparison import Case, is_gradient, read_cases
+from flamingo_jax.parity.reference_cases import KINDS
 
 
 def main(arguments: list[str] | None = None) -> int:
