@@ -168,6 +168,7 @@ class Run:
     """
     config, workdir, rewinds, state = self.config, self.workdir, begun.about.rewinds, begun.state
     with contextlib.ExitStack() as closing:
+      closing.callback(begun.checkpoints.wait)  # a save that is under way when something fails is seen through
       with writing(workdir):
         log = closing.enter_context(MetricsLog(workdir, begun.step, active=self.leads))
       closing.enter_context(self.writers(begun.about))
