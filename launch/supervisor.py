@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import enum
 import fcntl
-import itertools
 import json
 import math
 import os
@@ -122,8 +121,9 @@ def supervise(job: Job, restarts: int, grace: float) -> int:
       print(f"flamingo launch: {text}", flush=True)
       print(f"{now()} {text}", file=own_log, flush=True)
 
-    failures, reached = 0, last_step(job.metrics)
-    for start in itertools.count(1):
+    start, failures, reached = 0, 0, last_step(job.metrics)
+    while True:
+      start += 1
       group = Group(job, start, lock)
       say(f"start {start}: process " + ", ".join(f"{n} is {child.pid}" for n, child in enumerate(group.children)))
       try:

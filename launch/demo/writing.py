@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.held_out import gates
 from flamingo_jax.inference.beam import Beams, search
 from flamingo_jax.inference.cache import Cache
-from flamingo_jax.inference.decoding import stream
+from flamingo_jax.inference.decoding import Continuations, stream
 from flamingo_jax.inference.prefill import MEDIA, TEXT, prefill
 from flamingo_jax.inference.sampling import Sampling
 from flamingo_jax.inference.weights import Weights, unroll
@@ -149,6 +149,7 @@ def write(writer: Writer, prompt: Prompt, how: Sampling | Beams, new_tokens: int
   tokenizer, cache = writer.tokenizer, read_prompt(writer, prompt.batch)
   stop, forbidden = (tokenizer.end_of_chunk, tokenizer.eos), (tokenizer.image,)
   limits = dict(new_tokens=new_tokens, stop=stop, forbidden=forbidden)
+  found: Iterable[tuple[int, Continuations]]
   if isinstance(how, Beams):
     found = [(new_tokens, search(writer.config, writer.weights, cache, beams=how, **limits).best())]
   else:

@@ -87,14 +87,14 @@ def results(runs: Sequence[ShownRun], streams: Sequence[str]) -> list[Row]:
   rows = []
   for stream in streams:
     kind = "text_loss" if any(curves.latest(run.metrics, f"text_loss/{stream}") is not None for run in runs) else "loss"
-    wanted: dict[str, Callable[[ShownRun], float | None]] = {
-      "training loss, smoothed": lambda run, name=f"{kind}/{stream}": last_smoothed(run.metrics, name),
-      "held-out loss": lambda run, name=f"heldout/{kind}/{stream}": curves.latest(run.metrics, name),
-      "least held-out loss": lambda run, name=f"heldout/{kind}/{stream}": least(run.metrics, name),
-      "visual gain, others' media": lambda run, s=stream: curves.latest(run.metrics, f"visual_gain/{s}/other_media"),
-      "visual gain, no media": lambda run, s=stream: curves.latest(run.metrics, f"visual_gain/{s}/no_media"),
-    }
-    found = [Row(stream, label, tuple(of(run) for run in runs)) for label, of in wanted.items()]
+    wanted: list[tuple[str, Callable[[Sequence[dict], str], float | None], str]] = [
+      ("training loss, smoothed", last_smoothed, f"{kind}/{stream}"),
+      ("held-out loss", curves.latest, f"heldout/{kind}/{stream}"),
+      ("least held-out loss", least, f"heldout/{kind}/{stream}"),
+      ("visual gain, others' media", curves.latest, f"visual_gain/{stream}/other_media"),
+      ("visual gain, no media", curves.latest, f"visual_gain/{stream}/no_media"),
+    ]
+    found = [Row(stream, label, tuple(of(run.metrics, name) for run in runs)) for label, of, name in wanted]
     rows += [row for row in found if any(value is not None for value in row.values)]
   return rows
 

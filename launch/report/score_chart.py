@@ -129,7 +129,7 @@ def _spread_names(names: Iterable[tuple[str, float]]) -> list[Name]:
   for text, y in sorted(names, key=lambda name: name[1]):
     least = placed[-1].y + ROOM_BETWEEN_NAMES if placed else TOP
     placed.append(Name(text, max(y, least)))
-  bottom = HEIGHT - BOTTOM
+  bottom: float = HEIGHT - BOTTOM
   for place in reversed(range(len(placed))):
     placed[place] = Name(placed[place].text, min(placed[place].y, bottom))
     bottom = placed[place].y - ROOM_BETWEEN_NAMES

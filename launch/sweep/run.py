@@ -172,8 +172,13 @@ class Trials:
     say(f"{trial.name}: launch {attempt}")
     command = self.sweep.command(trial)
     with self.sweep.log(trial).open("ab") as log:
-      inputs = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-      process = subprocess.Popen(command, start_new_session=True, **inputs)  # Ctrl-C is ours to pass on
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C is ours to pass on
+      )
     return Running(trial, process, attempt)
 
   def look_after(self, asked: list[int]) -> None:

@@ -1,6 +1,5 @@
 import dataclasses
 import os
-import pathlib
 import pickle
 import subprocess
 import sys
