@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import datetime
 import enum
-import fcntl
 import json
 import math
 import os
@@ -15,7 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from flamingo_jax.errors import DONE, HUNG, PEER_LOST, PREEMPTED, USER_FAULT, UserError
+from flamingo_jax.errors import DONE, HUNG, PEER_LOST, PREEMPTED, USER_FAULT
+from flamingo_jax.training.workdir import LOCK, locked
 
 TICK = 0.05  # seconds between looks at the processes
 SETTLE = 2.0  # seconds in which the others may see by themselves that one has ended, and say so
@@ -115,7 +115,9 @@ def supervise(job: Job, restarts: int, grace: float) -> int:
     UserError: another one is at it.
   """
   job.logs.mkdir(parents=True, exist_ok=True)
-  with locked(job.logs / "lock") as lock, hearing() as asked, (job.logs / "launch.log").open("a") as own_log:
+  left = "a launch of this run, or processes that one left behind, are still at work. Wait for them, or end them; "
+  left += f"{job.logs / 'launch.log'} has their numbers."
+  with locked(job.logs / LOCK, left) as lock, hearing() as asked, (job.logs / "launch.log").open("a") as own_log:
 
     def say(text: str) -> None:
       print(f"flamingo launch: {text}", flush=True)
@@ -265,21 +267,3 @@ def hearing() -> Iterator[list[int]]:
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[int]:
-  """Holds a lock, which processes that are given the descriptor hold with us.
-
-  Raises:
-    UserError: it is held.
-  """
-  with path.open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(
-        f"{path}: a launch of this run, or processes that one left behind, are still at work. Wait for them, or end "
-        f"them; {path.parent / 'launch.log'} has their numbers."
-      ) from error
-    yield file.fileno()

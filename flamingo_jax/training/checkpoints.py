@@ -308,10 +308,7 @@ def check_frozen(checkpoint: pathlib.Path, saved: dict[str, str], given: dict[st
 def saved_steps(workdir: str | pathlib.Path) -> list[int]:
   """The steps with a complete checkpoint in a work directory, oldest first."""
   directory = (pathlib.Path(workdir) / FOLDER).absolute()
-  if not directory.is_dir():
-    return []
-  with open_manager(directory, read_only=True) as manager:
-    return sorted(manager.all_steps())
+  return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def load_trainable(workdir: str | pathlib.Path, step: int | None = None) -> tuple[dict, int, dict[str, str]]:

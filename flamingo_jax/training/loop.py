@@ -20,7 +20,7 @@ from flamingo_jax.errors import Preempted, UserError
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash, goodput
-from flamingo_jax.training.checkpoints import About, Checkpoints
+from flamingo_jax.training.checkpoints import About, Checkpoints, saved_steps
 from flamingo_jax.training.config import AS_BEFORE, Feed, Frozen, Resume, TrainingConfig
 from flamingo_jax.training.metrics import METRICS, MetricsLog, read_metrics
 from flamingo_jax.training.objectives import Objective
@@ -41,7 +41,7 @@ from flamingo_jax.training.step import (
 from flamingo_jax.training.surroundings import surroundings
 from flamingo_jax.training.tally import make_host_seconds, make_tally
 from flamingo_jax.training.watchdog import Watchdog
-from flamingo_jax.training.workdir import Change, claim_workdir, note, read_history, write_config
+from flamingo_jax.training.workdir import LOCK, Change, claim_workdir, locked, note, read_history, write_config
 from flamingo_jax.training.writers import Record, check_writers, following
 
 REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
@@ -74,8 +74,8 @@ def train(
 
   Raises:
     UserError: the mesh does not fit the devices or the batches, frozen parameters do not fit the model or are not
-      those of the checkpoint, `workdir` belongs to another config or cannot be written, the devices have too little
-      memory, or too many updates in a row had to be left out.
+      those of the checkpoint, `workdir` belongs to another config, is in use or cannot be written, the devices have too
+      little memory, or too many updates in a row had to be left out.
     Preempted: the machine is about to be taken away, and the state is saved.
   """
   began = time.perf_counter() if resume.began is None else resume.began
@@ -91,13 +91,15 @@ def train(
     placement = slot_shardings(objective, mesh, config.trainable, config.sharding)
     step_function = jitted(make_train_step(objective, optimizer, rate, feed.weights, placement, config.guard), fresh)
     run = Run(objective, config, feed, evaluate, workdir, record, mesh, held)
-    with writing(workdir):
-      begun = run.begin(fresh, About(frozen.hashes, feed.hashes, (), record), resume)
-    if begun.step == config.total_steps:
-      begun.checkpoints.close()
-      with run.writers(begun.about):  # they may have missed some of it
-        return begun.state
-    return run.go_on(begun, step_function, began)
+    with contextlib.ExitStack() as claim:
+      with writing(workdir):
+        changes = run.claim(resume, claim)
+        begun = run.begin(fresh, About(frozen.hashes, feed.hashes, (), record), resume, changes)
+      if begun.step == config.total_steps:
+        begun.checkpoints.close()
+        with run.writers(begun.about):  # they may have missed some of it
+          return begun.state
+      return run.go_on(begun, step_function, began)
 
 
 @dataclasses.dataclass
@@ -139,13 +141,21 @@ class Run:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
-  def begin(self, fresh: State, about: About, resume: Resume) -> Begun:
-    """Claims the work directory and takes up what is in it; nothing that is there is written over."""
-    changes = claim_workdir(self.workdir, self.record, resume.allow_changed) if self.leads else []
+  def claim(self, resume: Resume, closing: contextlib.ExitStack) -> list[Change]:
+    """Claims the work directory, for this run alone until `closing`; returns what of its config has changed."""
+    changes = []
+    if self.leads:
+      if resume.rewind is not None:
+        check_rewind(self.workdir, resume.rewind, saved_steps(self.workdir))
+      changes = claim_workdir(self.workdir, self.record, resume.allow_changed)
+      closing.enter_context(locked(self.workdir / LOCK, "another process trains here. Wait for it, or end it."))
     multihost_utils.sync_global_devices("the work directory is claimed")
+    return changes
+
+  def begin(self, fresh: State, about: About, resume: Resume, changes: list[Change]) -> Begun:
+    """Takes up what is in the work directory; nothing that is there is written over."""
     checkpoints = Checkpoints(self.workdir, self.config.checkpoint)
     if resume.rewind is not None and self.leads:
-      check_rewind(self.workdir, resume.rewind, checkpoints.steps())
       keep_aside(self.workdir, resume.rewind)
       add_rewind(self.workdir, resume.rewind)
     multihost_utils.sync_global_devices("the rewind is written down")

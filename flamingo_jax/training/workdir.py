@@ -1,13 +1,16 @@
 """A work directory: whose it is, and what has happened in it."""
 
+import contextlib
+import fcntl
 import fnmatch
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 from flamingo_jax.errors import UserError
 
-CONFIG, HISTORY = "config.json", "history.jsonl"
+CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
 FREE = (  # fields that may change from start to start: they leave what is learnt as it is, or a content hash guards it
   "mesh.*",
   "sharding.*",
@@ -61,6 +64,25 @@ def claim_workdir(workdir: pathlib.Path, config: dict, allowed: tuple[str, ...] 
   workdir.mkdir(parents=True, exist_ok=True)
   write_config(workdir, config)
   return []
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path, otherwise: str) -> Iterator[int]:
+  """Holds a lock for as long as this process lives, or any that it gives the descriptor to.
+
+  Args:
+    path: a file, made if there is none. It stays.
+    otherwise: what is said where the lock is held.
+
+  Raises:
+    UserError: it is.
+  """
+  with path.open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"{path}: {otherwise}") from error
+    yield file.fileno()
 
 
 def read_config(path: pathlib.Path) -> dict:

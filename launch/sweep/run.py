@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
 from flamingo_jax.training.metrics import METRICS
-from flamingo_jax.training.workdir import CONFIG, differing, read_config
-from launch.supervisor import INTERRUPTED, hearing, last_step, locked
+from flamingo_jax.training.workdir import CONFIG, LOCK, differing, locked, read_config
+from launch.supervisor import INTERRUPTED, hearing, last_step
 from launch.sweep import outcomes
 from launch.sweep.outcomes import Result, points_of, read_lines, value_of
 from launch.sweep.plans import ListPlan, Plan, StudyPlan
@@ -118,7 +118,7 @@ def run_sweep(
     (folder / "logs").mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f"{folder} cannot be written ({error.strerror}).") from error
-  with locked(folder / "lock"), hearing() as asked:
+  with locked(folder / LOCK, "a sweep is at work here. Wait for it, or end it."), hearing() as asked:
     plan = StudyPlan(config, overrides, folder) if trials is None else ListPlan(trials)
     if changes := [change for trial in plan.known() for change in sweep.changes(trial)]:
       raise UserError("\n".join([*changes, "Choose another --workdir; these trials are done."]))

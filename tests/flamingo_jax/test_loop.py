@@ -13,12 +13,14 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.training.checkpoints import load_trainable
-from flamingo_jax.training.config import Frozen, TrainingConfig
+from flamingo_jax.training.config import Frozen, Resume, TrainingConfig
 from flamingo_jax.training.loop import train
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.optimizer import OptimizerConfig
 from flamingo_jax.training.placing import check_parameters
+from flamingo_jax.training.rewind import Rewind
 from flamingo_jax.training.step import is_trainable
+from flamingo_jax.training.workdir import LOCK, locked
 
 
 def test_frozen_weights_that_do_not_fit_are_named_at_once():
@@ -70,6 +72,21 @@ def test_a_run_that_stopped_asks_for_the_batches_after_its_checkpoint(tmp_path):
   run(tmp_path / "run", finished)
   assert finished.evaluated == []
   assert len(read_metrics(tmp_path / "run")) == 7
+
+
+def test_a_run_keeps_others_out_of_its_work_directory_and_is_not_touched_by_them(tmp_path):
+  run(tmp_path / "run", Recorder())
+  before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+  with locked(tmp_path / "run" / LOCK, "held"), pytest.raises(UserError, match="run/lock: another process trains here"):
+    run(tmp_path / "run", Recorder())
+  assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+  run(tmp_path / "run", Recorder())
+
+
+def test_going_back_in_a_run_that_is_not_there_leaves_nothing_behind(tmp_path):
+  with pytest.raises(UserError, match=r"no checkpoint of that step\. It has: none"):
+    run(tmp_path / "run", Recorder(), resume=Resume(rewind=Rewind(4, 6, 7)))
+  assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_claimed_when_the_frozen_weights_do_not_fit(tmp_path):

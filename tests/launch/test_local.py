@@ -11,6 +11,7 @@ import time
 import pytest
 
 from flamingo_jax.errors import DONE, HUNG, PEER_LOST, PREEMPTED, USER_FAULT, UserError
+from flamingo_jax.training.workdir import locked
 from launch.local import environment, log_folder, places
 from launch.supervisor import (
   INTERRUPTED,
@@ -21,7 +22,6 @@ from launch.supervisor import (
   first_to_fail,
   how,
   last_step,
-  locked,
   pause,
   supervise,
 )
@@ -211,13 +211,13 @@ def test_processes_that_outlive_their_supervisor_keep_others_out(tmp_path):
   supervisor.kill()
   supervisor.wait()
   [left] = children(tmp_path)
-  with pytest.raises(UserError, match="still at work"), locked(tmp_path / "logs" / "lock"):
+  with pytest.raises(UserError, match="lock: it is held"), locked(tmp_path / "logs" / "lock", "it is held"):
     pass
   os.kill(left, signal.SIGKILL)
   deadline = time.monotonic() + 30
   while time.monotonic() < deadline:
     try:
-      with locked(tmp_path / "logs" / "lock"):
+      with locked(tmp_path / "logs" / "lock", "it is held"):
         return
     except UserError:
       time.sleep(0.05)
