@@ -101,7 +101,9 @@ setup(
   packages=find_packages(include=["flamingo_jax*", "configs*", "data_pipelines*", "launch*"]),
   package_data={
     "flamingo_jax": ["py.typed"],
-    "launch": ["*.html.j2", "report/*.html.j2", "demo/*.html*", "demo/*.css", "demo/*.js", "container/Dockerfile"],
+    "configs": ["py.typed"],
+    "data_pipelines": ["py.typed"],
+    "launch": ["py.typed", "*.html.j2", "report/*.html.j2", "demo/*.html*", "demo/*.css", "demo/*.js", "container/*"],
   },
   install_requires=[
     "absl-py>=2",

@@ -4,7 +4,7 @@ import argparse
 
 from flamingo_jax import __version__
 from launch import launchers
-from launch.data_build import KINDS, SUMMARIES, add_options, positive
+from launch.data_build import KINDS, SUMMARIES, add_options, natural, positive, seconds
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
   launch.add_argument("--config", required=True, help="a Python file with get_config()")
   launch.add_argument("--workdir", required=True, help="as for train; logs go to WORKDIR.logs")
   launch.add_argument("--allow-changed", default="", metavar="NAMES", help=ALLOW_CHANGED_HELP)
-  launch.add_argument("--peer-timeout", type=float, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
+  launch.add_argument("--peer-timeout", type=seconds, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
   launchers.add_options(launch)
 
   plan = add(
@@ -103,7 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
   )  # fmt: skip
   profile.add_argument("workdir", help="of the run")
   profile.add_argument("--steps", type=positive, default=5, help="to trace (%(default)s)")
-  profile.add_argument("--patience", type=float, default=300.0, help="seconds without a step to wait (%(default)s)")
+  profile.add_argument("--patience", type=seconds, default=300.0, help="seconds without a step to wait (%(default)s)")
 
   importer = add(
     verbs, "import", "read a foreign checkpoint into a model folder",
@@ -195,7 +195,7 @@ def add_sweep(verbs) -> None:
   sweep.add_argument("--config", required=True, help="a Python file with get_sweep()")
   sweep.add_argument("--workdir", required=True, help="a new folder, or that of the sweep to go on with")
   sweep.add_argument("--parallel", type=positive, default=1, help="trials at a time (%(default)s)")
-  sweep.add_argument("--retries", type=int, default=1, help="launches more of a trial that fails (%(default)s)")
+  sweep.add_argument("--retries", type=natural, default=1, help="launches more of a trial that fails (%(default)s)")
   sweep.add_argument("launcher", nargs="*", help="after --: what `flamingo launch` is told of each trial (--on=local)")
 
 
@@ -219,7 +219,7 @@ def add_job(verb) -> None:
   verb.add_argument("--coordinator", help="HOST:PORT of a job's first process; or auto, where the cluster tells")
   verb.add_argument("--processes", type=int, help="of the job; each sees its own devices")
   verb.add_argument("--process", type=int, help="which of them this is, from 0")
-  verb.add_argument("--peer-timeout", type=float, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
+  verb.add_argument("--peer-timeout", type=seconds, default=PEER_TIMEOUT, help=PEER_TIMEOUT_HELP)
 
 
 def add_inspection(jobs) -> None:

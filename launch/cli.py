@@ -19,12 +19,16 @@ from launch.memory import use_huge_pages
 BEGAN = time.perf_counter()  # nearly when the process did
 CRASHED, INTERRUPTED = 1, 130  # as Python and shells have it
 TRAINING = ("train", "quickstart")
+CONFIGURED = ("quickstart", "train", "config", "launch", "sweep", "plan", "evaluate", "data")  # by --config.field=value
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one verb; what the user can mend is printed as one message, without a stack trace."""
   given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
-  options = make_parser().parse_args(given)
+  parser = make_parser()
+  options = parser.parse_args(given)
+  if overrides and options.verb not in CONFIGURED:
+    parser.error(f"--config.{next(iter(overrides))}: `flamingo {options.verb}` reads no config")
   options.overrides = overrides
   if arguments is None:
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # TensorFlow then imports no Keras, which takes seconds
@@ -102,6 +106,9 @@ def run_train(options) -> None:
 
 def check_train(options) -> None:
   """Raises UserError unless exactly one thing is asked for."""
+  anew = options.replay or options.reproduce
+  if anew and (options.allow_changed or options.rewind is not None or options.skip_steps):
+    raise UserError("--allow-changed, --rewind and --skip-steps go on with a run; not with --replay or --reproduce.")
   if options.replay and not (options.config or options.reproduce):
     return
   if bool(options.config) == bool(options.reproduce) or not options.workdir or options.replay:
@@ -126,8 +133,14 @@ def run_launch(options) -> int:
 
 
 def run_sweep(options) -> int:
-  from launch.sweep.run import run_sweep
+  from launch.launchers import checked
+  from launch.sweep.run import LAUNCHER, run_sweep
 
+  trial = ["--config=of a trial", "--workdir=of a trial"]
+  told = make_parser().parse_args(["launch", *(options.launcher or LAUNCHER), *trial])
+  checked(told)
+  if told.dry_run:
+    raise UserError("--dry-run: a sweep waits for what it launches. `flamingo launch --dry-run` shows one launch.")
   asked = (options.parallel, options.retries, options.launcher)
   return run_sweep(options.config, options.overrides, options.workdir, *asked)
 

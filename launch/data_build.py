@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import math
 import os
 import pathlib
 import threading
@@ -32,18 +33,18 @@ def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
   add("--pictures", default="", help="a folder of files, tars and WARC files with pictures that the input only names")
   add("--documents-per-shard", type=positive, default=1000, help="that are read for a shard (%(default)s)")
   add("--smallest-side", type=positive, default=64, help="of a picture, in pixels (%(default)s)")
-  add("--largest-aspect", type=float, default=3.0, help="longer side over shorter one (%(default)s)")
+  add("--largest-aspect", type=aspect, default=3.0, help="longer side over shorter one (%(default)s)")
   add("--shortest-text", type=int, default=SHORTEST_TEXT[kind], help="characters (%(default)s)")
   add("--longest-text", type=int, default=1_000_000, help="characters (%(default)s)")
   add("--fewest-words", type=int, default=FEWEST_WORDS[kind], help="of a document (%(default)s)")
   add("--languages", type=_names, default=(), help="to keep, as en,de (any)")
   add("--evaluation-images", default="", help="a folder of pictures whose likes are dropped")
   add("--near-bits", type=int, default=4, choices=range(0, 17), metavar="BITS", help=_NEAR)
-  add("--minimum-similarity", type=float, help="of picture and text, where the source or a model says it")
+  add("--minimum-similarity", type=finite, help="of picture and text, where the source or a model says it")
   add("--text-column", default="", help="the field of the text, if it has an unusual name")
   add("--licence-column", "--license-column", default="", help="the field of the licence, likewise")
   if kind == "pages":
-    add("--most-linked", type=float, default=0.5, help="blocks with a larger share of text in links go (%(default)s)")
+    add("--most-linked", type=finite, default=0.5, help="blocks with a larger share of text in links go (%(default)s)")
     add("--fewest-pictures", type=positive, default=1, help="of a page (%(default)s)")
     add("--most-pictures", type=int, default=30, help="of a page; 0: any number (%(default)s)")
     add("--most-repeats", type=int, default=10, help="pages that show a picture; 0: any number (%(default)s)")
@@ -170,6 +171,38 @@ def _shown_progress(output: pathlib.Path, console) -> Iterator[None]:
     finally:
       done.set()
       watcher.join()
+
+
+def natural(text: str) -> int:
+  """A number of things that may be none."""
+  number = int(text)
+  if number < 0:
+    raise argparse.ArgumentTypeError(f"{text} is not at least 0")
+  return number
+
+
+def seconds(text: str) -> float:
+  """A time, as argparse reads it."""
+  number = float(text)
+  if not 0 <= number < math.inf:
+    raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+  return number
+
+
+def finite(text: str) -> float:
+  """A limit, as argparse reads it. NaN would compare false with everything, and the manifest's JSON has no infinity."""
+  number = float(text)
+  if not math.isfinite(number):
+    raise argparse.ArgumentTypeError(f"{text} is no finite number")
+  return number
+
+
+def aspect(text: str) -> float:
+  """A longer side over a shorter one, as argparse reads it."""
+  number = finite(text)
+  if number < 1:
+    raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+  return number
 
 
 def positive(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 
 from flamingo_jax.errors import UserError
-from launch.data_build import positive
+from launch.data_build import natural, positive, seconds
 from launch.train_command import Run, check_no_credentials
 
 TAKES = {  # launcher -> its own options; all others are refused there
@@ -25,8 +25,8 @@ def add_options(launch: argparse.ArgumentParser) -> None:
   """None stands for what was not given: each launcher has its own defaults."""
   launch.add_argument("--on", required=True, choices=tuple(TAKES), help="where the processes run")
   launch.add_argument("--dry-run", action="store_true", help="print what would be run or submitted, and do nothing")
-  launch.add_argument("--restarts", type=int, help="in a row without a new step (5); gke: in all (20)")
-  launch.add_argument("--grace", type=float, help="seconds from asking to end to killing (30; slurm and gke: 120)")
+  launch.add_argument("--restarts", type=natural, help="in a row without a new step (5); gke: in all (20)")
+  launch.add_argument("--grace", type=seconds, help="seconds from asking to end to killing (30; slurm and gke: 120)")
   launch.add_argument("--name", help="of the job (of the work directory); tpu-vm: of the TPU")
 
   local = launch.add_argument_group("local")
@@ -66,20 +66,21 @@ def launch_run(options: argparse.Namespace) -> int:
   Raises:
     UserError: options that do not go together, a credential among them, or what the launcher itself finds wrong.
   """
-  given = {name: getattr(options, name) for name in EVERY if getattr(options, name) is not None}
-  check_options(options.on, given)
+  given = checked(options)
   run = Run(options.config, options.workdir, options.overrides, options.allow_changed, options.peer_timeout)
   check_no_credentials(run)
   return launcher(options.on)(run, dry_run=options.dry_run, **given)
 
 
-def check_options(on: str, given: dict) -> None:
-  """Raises UserError for all that the launcher does not take, and all that it lacks."""
+def checked(options: argparse.Namespace) -> dict:
+  """The options that were given. Raises UserError for all that the launcher does not take, and all that it lacks."""
+  on, given = options.on, {name: getattr(options, name) for name in EVERY if getattr(options, name) is not None}
   strange = [name for name in given if name not in TAKES[on]]
   faults = [f"{flag(name)} is not of --on={on}, but of {where(name)}." for name in strange]
   faults += [f"{flag(name)} is needed with --on={on}." for name in NEEDS[on] if name not in given]
   if faults:
     raise UserError("\n".join(faults))
+  return given
 
 
 def where(name: str) -> str:

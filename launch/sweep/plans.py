@@ -73,7 +73,7 @@ class ListPlan:
 class StudyPlan:
   """The trials of a study in its database that are run from this folder; others share what they came to.
 
-  Those that an earlier call left unfinished come first.
+  Those that an earlier call left unfinished come first. A draw that makes no whole config counts as a failed one.
   """
 
   def __init__(self, config: StudyConfig, overrides: dict[str, str], folder: pathlib.Path):
@@ -105,11 +105,19 @@ class StudyPlan:
   def take(self) -> Trial | None:
     if self.unfinished:
       return self.unfinished.pop(0)
-    if len(self.study.get_trials(deepcopy=False)) >= self.config.count:
-      return None
-    asked = self.study.ask({field: distribution(space) for field, space in self.config.space.items()})
-    asked.set_user_attr(FOLDER, self.folder)
-    return self.add(asked.number, asked.params)
+    while len(self.study.get_trials(deepcopy=False)) < self.config.count:
+      asked = self.study.ask({field: distribution(space) for field, space in self.config.space.items()})
+      try:
+        made = self.add(asked.number, asked.params)
+      except UserError as error:
+        self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        print(f"flamingo sweep: {asked.params} cannot be run, and counts as a failed trial:\n{error}", flush=True)
+        continue
+      asked.set_user_attr(FOLDER, self.folder)
+      return made
+    if all(trial.state is optuna.trial.TrialState.FAIL for trial in self.study.get_trials(deepcopy=False)):
+      raise UserError(f"All {self.config.count} trials of the study failed. Choose another space and a new --workdir.")
+    return None
 
   def reached(self, trial: Trial, points: Sequence[tuple[int, float]]) -> bool:
     if not points:

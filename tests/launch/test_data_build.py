@@ -76,6 +76,20 @@ def test_what_is_wrong_is_one_message(folder, monkeypatch, capsys, job, options,
   assert error.startswith("flamingo data: ") and message in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("option", ["--largest-aspect", "--minimum-similarity", "--most-linked"])
+@pytest.mark.parametrize("limit", ["nan", "inf", "-inf"])
+def test_a_limit_that_drops_nothing_or_everything_is_refused(option, limit, capsys):
+  with pytest.raises(SystemExit):
+    main(["data", "build-pages", "--input=in", "--output=out", f"{option}={limit}"])
+  assert f"argument {option}: {limit} is no finite number" in capsys.readouterr().err
+
+
+def test_no_picture_has_an_aspect_under_one(capsys):
+  with pytest.raises(SystemExit):
+    main(["data", "build-pages", "--input=in", "--output=out", "--largest-aspect=0.5"])
+  assert "argument --largest-aspect: 0.5 is not at least 1" in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named_with_what_brings_it(folder, monkeypatch, capsys):
   for name in [name for name in sys.modules if name.startswith(("data_pipelines.build.job", "apache_beam"))]:
     monkeypatch.delitem(sys.modules, name)

@@ -28,7 +28,7 @@ from launch.config import load_config
 from launch.data_build import read_settings
 from launch.evaluate import chosen, read_evaluation
 from launch.experiment import read_experiment
-from launch.launchers import EVERY, check_options
+from launch.launchers import checked
 from launch.sweep.settings import TrialsConfig, make_trials, read_sweep
 
 COMMANDS = all_commands()
@@ -121,8 +121,7 @@ def check(options: argparse.Namespace, config: str | None) -> None:
   if options.verb == "train":
     check_train(options)
   if options.verb == "launch":
-    given = {name: getattr(options, name) for name in EVERY if getattr(options, name) is not None}
-    check_options(options.on, given)
+    checked(options)
   if options.verb == "data" and options.job.startswith("build-"):
     read_settings(options.job.removeprefix("build-"), options)
 

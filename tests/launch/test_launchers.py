@@ -36,6 +36,37 @@ def test_what_is_missing_is_named_too(capsys):
     assert line in said
 
 
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ("sweep --config=configs/sweeps/tiny.py --workdir=w -- --on=slurm --dry-run", "--dry-run: a sweep waits"),
+    ("sweep --config=configs/sweeps/tiny.py --workdir=w -- --on=local --nodes=2", "--nodes is not of --on=local"),
+    ("train --replay=crash --rewind=3", "--rewind and --skip-steps go on with a run"),
+    ("train --reproduce=run --workdir=w --allow-changed=data", "--allow-changed, --rewind"),
+  ],
+)
+def test_what_would_mean_nothing_is_refused_before_anything_begins(arguments, said, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main(arguments.split()) == USER_FAULT
+  assert said in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    ("report run --config.seed=1", "--config.seed: `flamingo report` reads no config"),
+    ("launch --config=c --workdir=w --on=local --restarts=-1", "-1 is not at least 0"),
+    ("launch --config=c --workdir=w --on=slurm --grace=nan", "nan is no time in seconds"),
+    ("sweep --config=c --workdir=w --retries=-3", "-3 is not at least 0"),
+  ],
+)
+def test_numbers_and_fields_that_cannot_be_meant_are_refused(arguments, said, capsys):
+  with pytest.raises(SystemExit):
+    main(arguments.split())
+  assert said in capsys.readouterr().err
+
+
 def test_a_dry_run_on_this_machine_prints_its_commands(tmp_path, capsys):
   work = tmp_path / "it's $x"
   dry = ["launch", "--on=local", "--dry-run", "--config=configs/tiny.py", f"--workdir={work}", "--config.a=b c"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import optuna
@@ -176,8 +177,11 @@ class TestOutcomes:
 
 
 class TestStudy:
-  def plan(self, folder, **changes):
-    space = {"optimizer.learning_rate": sweep.log_uniform(1e-3, 1e-1), "optimizer.warmup_steps": sweep.whole(1, 9)}
+  SPACE = types.MappingProxyType(
+    {"optimizer.learning_rate": sweep.log_uniform(1e-3, 1e-1), "optimizer.warmup_steps": sweep.whole(1, 9)}
+  )
+
+  def plan(self, folder, space=SPACE, **changes):
     given = sweep.study("configs/tiny.py", space, 6, OUTCOME, **changes)
     path = folder / "study_file.py"
     path.write_text(f"def get_sweep():\n  return {given!r}\n")
@@ -212,6 +216,24 @@ class TestStudy:
     trial = again.take()
     assert not again.reached(trial, [])
     assert again.reached(trial, [(20, 5.0)])
+
+  def test_a_draw_that_makes_no_whole_config_fails_alone(self, tmp_path, capsys):
+    space = {"checkpoint.every": sweep.choice(0, 5)}
+    plan = self.plan(tmp_path, space, sampler="random")
+    taken = []
+    while (trial := plan.take()) is not None:
+      taken.append(trial)
+      plan.ended(Result(trial, outcomes.DONE, 40, 1.0))
+    assert {trial.changes["checkpoint.every"] for trial in taken} == {5} and len(taken) < 6
+    assert capsys.readouterr().out.count("checkpoint.every is 0") == 6 - len(taken)
+    assert [trial.name for trial in self.plan(tmp_path, space).known()] == [trial.name for trial in taken]
+
+  def test_a_space_without_one_whole_config_is_told(self, tmp_path):
+    plan = self.plan(tmp_path, {"checkpoint.every": sweep.choice(0, -1)})
+    with pytest.raises(UserError, match="All 6 trials of the study failed"):
+      plan.take()
+    with pytest.raises(UserError, match="All 6 trials of the study failed"):
+      self.plan(tmp_path, {"checkpoint.evry": sweep.whole(1, 9)}, storage="sqlite://").take()
 
   def test_refuses_another_space(self, tmp_path):
     plan = self.plan(tmp_path)
