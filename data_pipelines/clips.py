@@ -65,11 +65,16 @@ def open_video(encoded: bytes) -> Iterator[tuple[av.container.InputContainer, av
         raise MediaError("broken_video", "no video stream")
       stream = container.streams.video[0]
       check_pixels(stream.codec_context.width, stream.codec_context.height)
-      stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS)}  # should it grow on the way
+      cap_pixels(stream)
       stream.codec_context.thread_count = 1  # films are spread over threads already
       yield container, stream
   except (av.FFmpegError, *DECODE_ERRORS) as error:
     raise MediaError("broken_video", str(error)) from error
+
+
+def cap_pixels(stream: av.VideoStream) -> None:
+  """Lets FFmpeg refuse frames of more pixels than a header may claim: they may grow on the way."""
+  stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS)}
 
 
 def frame_times(encoded: bytes) -> np.ndarray:

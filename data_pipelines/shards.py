@@ -21,6 +21,7 @@ from data_pipelines.schema import SCHEMA_VERSION, Example, serialize
 from flamingo_jax.errors import UserError
 
 MANIFEST = "manifest.json"
+ENTRY = {"file": str, "records": int, "bytes": int, "sha256": str}  # what a manifest says at least of a shard
 # Records are read one at a time in a random order, and nearly all of their bytes are compressed pictures already.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -100,14 +101,8 @@ def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
   """
   directory = pathlib.Path(directory)
   manifest = read_manifest(directory)
-  try:
-    shards = [
-      _open_shard(_inside(directory, entry["file"]), entry["records"], entry["bytes"]) for entry in manifest["shards"]
-    ]
-    hashes = [entry["sha256"] for entry in manifest["shards"]]
-    records = manifest["records"]
-  except (KeyError, TypeError) as error:
-    raise UserError(f"{directory / MANIFEST} lacks {error}. Build the stream again.") from error
+  entries, records = shard_entries(directory, manifest), _count(directory, manifest)
+  shards = [_open_shard(_inside(directory, entry["file"]), entry["records"], entry["bytes"]) for entry in entries]
   lost = [shard for shard in shards if isinstance(shard, _LostShard)]
   if sum(shard.records for shard in lost) > tolerated * records:
     raise UserError("\n".join(shard.fault for shard in lost))
@@ -116,7 +111,43 @@ def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
       f"{directory / MANIFEST}: its shards hold {sum(shard.records for shard in shards)} records, "
       f"but the manifest says {records}. Build the stream again."
     )
-  return Shards(directory, manifest, shards, hashlib.sha256("\n".join(hashes).encode()).hexdigest())
+  hashes = "\n".join(entry["sha256"] for entry in entries)
+  return Shards(directory, manifest, shards, hashlib.sha256(hashes.encode()).hexdigest())
+
+
+def shard_entries(directory: pathlib.Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+  """What a manifest says of each shard. Raises UserError when it lacks something, or has something else there."""
+  path = directory / MANIFEST
+  if "shards" not in manifest:
+    raise UserError(f"{path} lacks 'shards'. Build the stream again.")
+  if not isinstance(manifest["shards"], list):
+    raise UserError(f"{path}: 'shards' is {manifest['shards']!r:.80}, and should be a list. Build the stream again.")
+  for number, entry in enumerate(manifest["shards"]):
+    fault = _entry_fault(entry)
+    if fault:
+      raise UserError(f"{path}: shard {number} {fault}. Build the stream again.")
+  return manifest["shards"]
+
+
+def _entry_fault(entry: Any) -> str | None:
+  """What is wrong with the entry of a shard, or None."""
+  if not isinstance(entry, dict):
+    return f"is {entry!r:.80}, and should be an object that has {', '.join(ENTRY)}"
+  for name, kind in ENTRY.items():
+    if name not in entry:
+      return f"lacks {name!r}"
+    if type(entry[name]) is not kind or (name == "records" and entry[name] < 1):
+      return f"has {entry[name]!r:.80} for {name!r}, which should be {'a string' if kind is str else 'a whole number'}"
+  return None
+
+
+def _count(directory: pathlib.Path, manifest: dict[str, Any]) -> int:
+  """How many records a manifest says there are. Raises UserError when it says none, or no number."""
+  records = manifest.get("records")
+  if type(records) is not int:
+    found = f"has {records!r:.80} for" if "records" in manifest else "lacks"
+    raise UserError(f"{directory / MANIFEST} {found} 'records', a whole number. Build the stream again.")
+  return records
 
 
 class Shards:
@@ -222,8 +253,6 @@ class _LostShard:
 
 
 def _open_shard(path: pathlib.Path, records: int, size: int) -> "_Shard | _LostShard":
-  if type(records) is not int or records < 1:
-    raise TypeError(f"a number of records for {path.name}: {records!r} is none")
   try:
     return _Shard(path, records, size)
   except UserError as error:

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from data_pipelines.build.files import write_whole
+from data_pipelines.build.files import read_json, write_json, write_whole
 from data_pipelines.build.inputs import reader_module
-from data_pipelines.build.interleaving import Medium
+from data_pipelines.build.interleaving import Fault, Medium
 from data_pipelines.build.pictures import file_medium
+from data_pipelines.build.tally import Tally
 
 BUCKETS = 16
+FAULTS = ".faults.json"  # how a file of them ends, after the number of the archive
 ENTRY = np.dtype([("key", "<u8"), ("archive", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 
 
@@ -26,12 +28,31 @@ def archive_reader(path: str) -> str | None:
   return "warc" if name.endswith((".warc", ".warc.gz")) else "webdataset" if name.endswith(".tar") else None
 
 
-def index_archive(number: int, path: str) -> Iterator[tuple[int, np.ndarray]]:
-  """(bucket, its entries) of the pictures in one archive."""
-  places = reader_module(archive_reader(path)).places(pathlib.Path(path))
-  entries = np.array([(address_key(address), number, offset, size) for address, offset, size in places], ENTRY)
+def index_archive(number: int, path: str, folder: pathlib.Path) -> Iterator[tuple[int, np.ndarray]]:
+  """(bucket, its entries) of the pictures in one archive; its faults are kept for `archive_faults`."""
+  found, faults = [], []
+  for place in reader_module(archive_reader(path)).places(pathlib.Path(path)):
+    if isinstance(place, Fault):
+      faults.append((place.cause, place.name, place.detail))
+    else:
+      address, offset, size = place
+      found.append((address_key(address), number, offset, size))
+  if faults:
+    write_json(folder / f"{number:05d}{FAULTS}", faults)
+  entries = np.array(found, ENTRY)
   for bucket in range(BUCKETS):
     yield bucket, entries[entries["key"] >> np.uint64(60) == bucket]
+
+
+def archive_faults(folder: pathlib.Path) -> Tally:
+  """What `index_archive` found damaged; each archive counts as a document that was read and dropped."""
+  tally = Tally()
+  for path in sorted(folder.glob(f"*{FAULTS}")):
+    for cause, name, detail in read_json(path):
+      tally.documents += 1
+      tally.drop_document(cause, 0)
+      tally.error(cause, name, detail)
+  return tally
 
 
 def write_bucket(folder: pathlib.Path, bucket: int, entries: Iterable[np.ndarray]) -> None:

@@ -47,12 +47,15 @@ def nearest(hash: int, known: np.ndarray) -> int:
 
 
 def folder_hashes(folder: pathlib.Path) -> np.ndarray:
-  """The hashes of all pictures under a folder, of any size, uint64 [N], sorted; other files are passed over.
+  """The hashes of all pictures under a folder, of any size, uint64 [N], sorted.
+
+  Every file is tried, whatever its name; one that no build would keep as a picture (`judge_picture`) is passed over.
 
   Raises UserError when there is no picture.
   """
   anything = PictureRules(smallest_side=1, largest_aspect=float("inf"))
-  verdicts = (judge_picture(path.read_bytes(), anything, perceptual_hash) for path in sorted(folder.rglob("*.*")))
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  verdicts = (judge_picture(path.read_bytes(), anything, perceptual_hash) for path in files)
   hashes = sorted({hash for _, hash in verdicts if hash is not None})
   if not hashes:
     raise UserError(f"{folder} holds no picture; --evaluation-images names a folder of them.")

@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-from data_pipelines.build.addresses import index_archive, is_indexed, write_bucket
+from data_pipelines.build.addresses import archive_faults, index_archive, is_indexed, write_bucket
 from data_pipelines.build.candidates import Score, marker_path, read_marker, write_candidates
 from data_pipelines.build.duplicates import Drop, Fingerprint, Group, drops, fingerprints
 from data_pipelines.build.files import write_json, write_json_lines
@@ -29,7 +29,7 @@ from data_pipelines.build.plan import WORK, Begun, Plan, identity, list_input, o
 from data_pipelines.build.settings import BuildSettings
 from data_pipelines.build.shard_files import write_shard
 from data_pipelines.build.tally import Tally
-from data_pipelines.shards import MANIFEST, read_manifest
+from data_pipelines.shards import MANIFEST, read_manifest, shard_entries
 from flamingo_jax.errors import UserError
 
 DIRECT_RUNNER = "DirectRunner"
@@ -86,7 +86,7 @@ def describe(pipeline: beam.Pipeline, begun: Begun, most_errors: float, score: S
     done
     | "errors" >> beam.Map(lambda counted: counted[1])
     | "all errors" >> beam.CombineGlobally(_add)
-    | "not too many" >> beam.Map(lambda counts: tolerable(counts[0], counts[1], most_errors))
+    | "not too many" >> beam.Map(_tolerable, plan=plan, most_errors=most_errors)
   )
   gone = (
     done
@@ -108,10 +108,14 @@ def _index(pipeline: beam.Pipeline, plan: Plan) -> beam.PCollection:
     pipeline
     | "archives" >> beam.Create(archives)
     | "spread archives" >> beam.Reshuffle()
-    | "places" >> beam.FlatMapTuple(index_archive)
+    | "places" >> beam.FlatMap(_places, folder=plan.tables)
     | "by bucket" >> beam.GroupByKey()
     | "tables" >> beam.Map(_table, folder=plan.tables)
   )
+
+
+def _places(archive: tuple[int, str], folder: pathlib.Path) -> Iterator[tuple[int, np.ndarray]]:
+  return index_archive(*archive, folder)
 
 
 def _table(grouped: tuple[int, Iterable[np.ndarray]], folder: pathlib.Path) -> int:
@@ -132,6 +136,11 @@ def _add(counts: Iterable[tuple[int, int]]) -> tuple[int, int]:
   for more_errors, more_read in counts:
     errors, read = errors + more_errors, read + more_read
   return errors, read
+
+
+def _tolerable(counts: tuple[int, int], plan: Plan, most_errors: float) -> bool:
+  archives = archive_faults(plan.tables)  # all are indexed by the time that anything is counted
+  return tolerable(*_add([counts, (len(archives.errors), archives.documents)]), most_errors)
 
 
 def _fingerprints(counted: tuple[Part, tuple[int, int]], plan: Plan) -> Iterator[tuple[Group, Fingerprint]]:
@@ -182,15 +191,15 @@ def _complete(settings: BuildSettings, output: pathlib.Path) -> dict[str, Any]:
   manifest = read_manifest(output)
   files, _ = list_input(settings)
   refuse_difference(output, identity(settings, files), manifest.get("build", {}))
-  for shard in manifest["shards"]:
+  for shard in shard_entries(output, manifest):
     check_shard(output, shard)
   shutil.rmtree(output / WORK, ignore_errors=True)  # a build may be stopped in its very last step
   return manifest
 
 
 def _tally(begun: Begun) -> Tally:
-  """The counts of the parts that have been read."""
-  tally = Tally()
+  """The counts of the archives and parts that have been read."""
+  tally = archive_faults(begun.plan.tables)
   for part in begun.parts:
     if marker_path(begun.plan, part).exists():
       tally.add(Tally.from_json(read_marker(begun.plan, part)["tally"]))

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from data_pipelines.build.addresses import archive_faults
 from data_pipelines.build.plan import Begun, identity
 from data_pipelines.build.settings import ERRORS
 from data_pipelines.build.shard_files import read_shard_marker
@@ -19,7 +20,8 @@ NAMED = 5  # records at fault that the manifest and messages name, by cause; err
 
 def make_manifest(begun: Begun) -> tuple[dict[str, Any], Tally]:
   """What manifest.json is to say, and the counts behind it. Raises UserError when nothing is kept, or a shard gone."""
-  plan, tally, shards, media, licenses = begun.plan, Tally(), [], 0, collections.Counter()
+  plan, shards, media, licenses = begun.plan, [], 0, collections.Counter()
+  tally = archive_faults(plan.tables)
   for part in begun.parts:
     done = read_shard_marker(plan, part)
     tally.add(Tally.from_json(done["tally"]))

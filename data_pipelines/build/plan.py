@@ -88,10 +88,9 @@ def open_plan(settings: BuildSettings, output: pathlib.Path) -> Begun:
   files, archives = list_input(settings)
   path = output / WORK / PLAN
   if path.exists():
-    begun = read_json(path)
-    refuse_difference(output, identity(settings, files), begun["build"])
-    _refuse_changes(output, files, begun["files"])
-    parts = tuple(Part(**{**part, "files": tuple(part["files"])}) for part in begun["parts"])
+    written, before, parts = read_plan(output)
+    refuse_difference(output, identity(settings, files), written)
+    _refuse_changes(output, files, before)
     return Begun(Plan(output, settings, archives, len(parts)), parts, files)
   if output.exists() and any(found.name != WORK for found in output.iterdir()):
     raise UserError(f"--output: {output} holds files, but no build that was begun. Name a new folder.")
@@ -100,13 +99,31 @@ def open_plan(settings: BuildSettings, output: pathlib.Path) -> Begun:
   if settings.evaluation_images:
     hashes = folder_hashes(pathlib.Path(settings.evaluation_images))
     write_whole(plan.work / "evaluation.npy", lambda file: np.save(file, hashes))
-  written = {"build": identity(settings, files), "files": files, "parts": [dataclasses.asdict(part) for part in parts]}
-  write_json(path, written)  # last: from here on it is begun
+  begun = {"build": identity(settings, files), "files": files, "parts": [dataclasses.asdict(part) for part in parts]}
+  write_json(path, begun)  # last: from here on it is begun
   return Begun(plan, parts, files)
 
 
+def read_plan(output: pathlib.Path) -> tuple[dict[str, Any], list[Listed], tuple[Part, ...]]:
+  """What `open_plan` wrote: the build's identity, its files and its parts.
+
+  Raises FileNotFoundError when no build was begun, UserError when the file is damaged.
+  """
+  path = output / WORK / PLAN
+  try:
+    begun = read_json(path)
+    files = [(name, size, changed) for name, size, changed in begun["files"]]
+    parts = tuple(Part(**{**part, "files": tuple(part["files"])}) for part in begun["parts"])
+    return dict(begun["build"]), files, parts
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    raise UserError(f"{path} is damaged ({error!r}). Remove {output} and build again.") from error
+
+
 def list_input(settings: BuildSettings) -> tuple[tuple[Listed, ...], tuple[str, ...]]:
-  """The files that decide what a build writes, those of the input first, and the archives among them."""
+  """The files that decide what a build writes, those of the input first, and the archives among them.
+
+  Raises UserError when an option names no folder, or the pictures have a link to an archive that is not there.
+  """
   root = input_root(settings)
   names = list_files(settings)
   files = [_listed(root / name, name) for name in names]
@@ -115,13 +132,22 @@ def list_input(settings: BuildSettings) -> tuple[tuple[Listed, ...], tuple[str, 
     if folder and not pathlib.Path(folder).is_dir():
       raise UserError(f"--{option}: {folder} is no folder.")
   if settings.pictures:
-    found = sorted(path for path in pathlib.Path(settings.pictures).rglob("*") if archive_reader(path.name))
+    found = _archives(pathlib.Path(settings.pictures))
     archives += [str(path) for path in found]
     files += [_listed(path, str(path)) for path in found]
   if settings.evaluation_images:
     found = sorted(path for path in pathlib.Path(settings.evaluation_images).rglob("*") if path.is_file())
     files += [_listed(path, str(path)) for path in found]
   return tuple(files), tuple(dict.fromkeys(archives))
+
+
+def _archives(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The archives in a folder, sorted. Raises UserError when one is a link that leads nowhere."""
+  named = sorted(path for path in folder.rglob("*") if archive_reader(path.name))
+  for path in named:
+    if path.is_symlink() and not path.exists():
+      raise UserError(f"--pictures: {path} is a link to {path.readlink()}, which is not there. Mend or remove it.")
+  return [path for path in named if path.is_file()]
 
 
 def identity(settings: BuildSettings, files: tuple[Listed, ...]) -> dict[str, Any]:
@@ -151,9 +177,9 @@ def refuse_difference(output: pathlib.Path, build: dict[str, Any], other: dict[s
     )
 
 
-def _refuse_changes(output: pathlib.Path, files: tuple[Listed, ...], begun: list[list]) -> None:
+def _refuse_changes(output: pathlib.Path, files: tuple[Listed, ...], begun: list[Listed]) -> None:
   """Raises UserError when a file was written to since the build began, its size being what it was."""
-  changed = [now[0] for now, before in zip(files, begun, strict=True) if now != tuple(before)]
+  changed = [now[0] for now, before in zip(files, begun, strict=True) if now != before]
   if changed:
     raise UserError(f"--output: {output} was begun before {changed[0]} was changed last. Remove it, and build again.")
 

@@ -4,8 +4,8 @@ import os
 import pathlib
 from typing import NamedTuple
 
-from data_pipelines.build.files import read_json
-from data_pipelines.build.plan import PLAN, WORK
+from data_pipelines.build.plan import WORK, read_plan
+from flamingo_jax.errors import UserError
 
 
 class Progress(NamedTuple):
@@ -17,10 +17,11 @@ class Progress(NamedTuple):
 
 
 def count_parts(output: pathlib.Path) -> int | None:
-  """How many parts the build in a folder has, or None: it has not begun, or is complete."""
+  """How many parts the build in a folder has, or None: it has not begun, is complete or damaged."""
   try:
-    return len(read_json(output / WORK / PLAN)["parts"])
-  except FileNotFoundError:
+    _, _, parts = read_plan(output)
+    return len(parts)
+  except (FileNotFoundError, UserError):  # the build itself says what is wrong with its plan
     return None
 
 

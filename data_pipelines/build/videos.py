@@ -7,7 +7,7 @@ import av
 from PIL import Image
 
 from data_pipelines.build.filters import PictureRules, check_size
-from data_pipelines.clips import CONTAINERS
+from data_pipelines.clips import CONTAINERS, cap_pixels
 
 MOST_BYTES = 256 * 2**20  # a record holds the whole file, and protocol buffers end at 2 GB
 
@@ -33,9 +33,9 @@ def examine_video(
 ) -> Video:
   """Decodes a video to its end. A clip is in seconds; None: to the end.
 
-  Raises VideoError: `broken_video` (no video, damaged, or it ends before its header says), `empty_video` (no frame, or
-  none in the clip), `too_large` (in bytes, or over 50 megapixels a frame, told from the header) and, under rules,
-  `too_small` and `aspect_ratio`.
+  Raises VideoError: `broken_video` (no video, damaged, it ends before its header says, or its frames grow over 50
+  megapixels on the way), `empty_video` (no frame, or none in the clip), `too_large` (in bytes, or over 50 megapixels a
+  frame, told from the header) and, under rules, `too_small` and `aspect_ratio`.
   """
   if len(data) > MOST_BYTES:
     raise VideoError("too_large", f"{len(data)} bytes; a record has at most {MOST_BYTES}")
@@ -49,6 +49,7 @@ def examine_video(
       cause = check_size(stream.width, stream.height, rules or PictureRules(1, float("inf")))
       if cause:
         raise VideoError(cause, f"{stream.width} x {stream.height} pixels")
+      cap_pixels(stream)
       return _decode(container, stream, clip)
   except (av.FFmpegError, ValueError) as error:
     raise VideoError("broken_video", str(error)) from error

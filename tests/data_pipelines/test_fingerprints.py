@@ -82,6 +82,17 @@ def test_a_folder_of_pictures_has_hashes_whatever_else_lies_there(tmp_path):
   assert list(folder_hashes(tmp_path)) == sorted([perceptual_hash(blurred(1)), perceptual_hash(blurred(2, (30, 20)))])
 
 
+def test_every_file_of_a_folder_is_tried_whatever_its_name(tmp_path):
+  folder = tmp_path / "v1.0"
+  folder.mkdir()
+  for number, name in enumerate(["0000001", ".hidden", "c.dat"]):
+    blurred(number).save(folder / name, "PNG")
+  (folder / "README").write_text("no picture")
+  (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+  (folder / "empty").touch()
+  assert list(folder_hashes(tmp_path)) == sorted(perceptual_hash(blurred(number)) for number in range(3))
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
   with pytest.raises(UserError, match="holds no picture"):
     folder_hashes(tmp_path)

@@ -19,6 +19,7 @@ from PIL import Image
 from data_pipelines.build import shard_files
 from data_pipelines.build.job import build
 from data_pipelines.build.plan import WORK, open_plan
+from data_pipelines.build.progress import count_parts
 from data_pipelines.build.settings import BuildSettings
 from data_pipelines.build.texts import TextRules
 from data_pipelines.shards import open_shards
@@ -277,6 +278,24 @@ def test_a_complete_build_is_left_alone(root, tmp_path):
 
 
 # Bad input
+
+
+def test_a_complete_build_whose_manifest_is_damaged_is_named(root, tmp_path):
+  manifest = build(settings_of(root), tmp_path / "out")
+  del manifest["shards"][1]["file"]
+  (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+  with pytest.raises(UserError, match=r"out/manifest.json: shard 1 lacks 'file'"):
+    build(settings_of(root), tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ['{"build": ', "[]", "{}", '{"build": 5, "files": [], "parts": []}', '{"files": [5]}'])
+def test_a_damaged_plan_is_named(root, tmp_path, text):
+  path = tmp_path / "out" / WORK / "plan.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(text)
+  with pytest.raises(UserError, match=r"out/.build/plan.json is damaged .*Remove .*out and build again"):
+    open_plan(settings_of(root), tmp_path / "out")
+  assert count_parts(tmp_path / "out") is None
 
 
 def test_a_build_goes_on_only_as_it_was_begun(root, tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import io
 import itertools
 import json
@@ -99,6 +100,20 @@ def test_a_sample_with_damaged_json_hides_no_other_picture_of_its_archive(root, 
   assert found == {"a.png": picture(1), "b.png": picture(2), "https://a.org/b.png": picture(2)}
 
 
+@pytest.mark.parametrize("suffixes", [("png", "txt", "json"), ("json", "png", "txt"), ("json", "txt", "png")])
+def test_a_picture_of_an_archive_is_found_by_its_url_wherever_the_json_file_stands(root, picture, suffixes):
+  members = {}
+  for key in (0, 1):
+    about = json.dumps({"url": f"https://x.org/{key}.png"}).encode()
+    sample = {"png": picture(key), "txt": b"A cat.", "json": about}
+    members |= {f"{key}.{suffix}": sample[suffix] for suffix in suffixes}
+  write_tar(root / "00000.tar", members | {"2.png": picture(2)})
+  data = (root / "00000.tar").read_bytes()
+  found = [(address, data[offset : offset + size]) for address, offset, size in places(root / "00000.tar")]
+  by_name = [(f"{key}.png", picture(key)) for key in (0, 1, 2)]
+  assert sorted(found) == by_name + [(f"https://x.org/{key}.png", picture(key)) for key in (0, 1)]
+
+
 def test_what_is_wrong_with_a_tar_is_named(built, root, picture):
   write_tar(root / "cut.tar", {"a.png": picture(1), "a.txt": b"A cat.", "b.png": picture(2), "b.txt": b"A dog."})
   data = (root / "cut.tar").read_bytes()
@@ -109,6 +124,60 @@ def test_what_is_wrong_with_a_tar_is_named(built, root, picture):
   assert captions(examples) == ["A cat."]
   assert {cause: found["count"] for cause, found in manifest["errors"].items()} == {"bad_document": 3, "broken_file": 2}
   assert {error["record"] for error in manifest["errors"]["broken_file"]["records"]} == {"cut.tar", "empty.tar"}
+
+
+def looked_up(root, picture) -> None:
+  """A table whose two pictures lie in kept/a.tar beside its folder, 100.png behind 000.png."""
+  (root / "rows.jsonl").write_text("\n".join(json.dumps({"url": f"{n}00.png", "caption": f"Text {n}."}) for n in "01"))
+  (root.parent / "kept").mkdir()
+  write_tar(root.parent / "kept" / "a.tar", {"000.png": picture(0), "100.png": picture(1)})
+
+
+def cut(tar: bytes) -> bytes:
+  return tar[: tar.index(b"100.png") + 2000]
+
+
+def overwrite(tar: bytes) -> bytes:
+  return tar.replace(b"100.png", b"\xff" * 7)  # so that the header's checksum is wrong
+
+
+@pytest.mark.parametrize(("damage", "workers"), [(cut, 2), (overwrite, 1), (gzip.compress, 1), (bytes, 1)])
+def test_a_damaged_tar_of_pictures_is_named_once(built, root, picture, damage, workers):
+  looked_up(root, picture)
+  path = root.parent / "kept" / "a.tar"
+  path.write_bytes(damage(path.read_bytes()))
+  (root / "more.jsonl").write_text(json.dumps({"image": base64.b64encode(picture(2)).decode(), "caption": "Text 2."}))
+  manifest, examples = built("pairs", root, pictures=str(path.parent), workers=workers)
+  if damage is bytes:
+    assert len(examples) == 3 and not manifest["errors"]
+  else:
+    [error] = manifest["errors"]["broken_file"]["records"]
+    assert error["record"] == str(path) and error["detail"].startswith("as an uncompressed tar: ")
+    assert manifest["dropped"]["documents"]["broken_file"] == 1
+  assert manifest["read"]["documents"] == len(examples) + sum(manifest["dropped"]["documents"].values())
+
+
+def test_a_damaged_tar_of_pictures_counts_among_what_is_broken(built, root, picture):
+  looked_up(root, picture)
+  path = root.parent / "kept" / "a.tar"
+  path.write_bytes(overwrite(path.read_bytes()))
+  with pytest.raises(UserError, match=r"broken_file: 1, such as .*/kept/a.tar \(as an uncompressed tar: no header"):
+    built("pairs", root, pictures=str(path.parent), most_errors=0.01)
+  assert not list((root.parent / "out").glob("*.array_record"))
+
+
+def test_a_folder_that_is_called_a_tar_is_no_archive(built, root, picture):
+  looked_up(root, picture)
+  (root.parent / "kept" / "old.tar").mkdir()
+  _, examples = built("pairs", root, pictures=str(root.parent / "kept"))
+  assert len(examples) == 2
+
+
+def test_a_link_to_a_tar_that_is_gone_is_named(built, root, picture):
+  looked_up(root, picture)
+  (root.parent / "kept" / "x.tar").symlink_to("/gone/x.tar")
+  with pytest.raises(UserError, match=r"^--pictures: .*/kept/x.tar is a link to /gone/x.tar, which is not there"):
+    built("pairs", root, pictures=str(root.parent / "kept"))
 
 
 # Tables

@@ -10,6 +10,8 @@ from PIL import Image
 from data_pipelines.build import filters, videos
 from data_pipelines.build.filters import PictureRules
 from data_pipelines.build.videos import VideoError, examine_video
+from data_pipelines.clips import read_clip
+from data_pipelines.media import MediaError
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,39 @@ def test_a_bomb_is_refused_by_its_header(encode, monkeypatch):
   monkeypatch.setattr(filters, "MOST_PIXELS", 96 * 64 - 1)
   monkeypatch.setattr(videos, "_decode", None)  # nothing is to be decoded
   assert cause_of(encode("mp4", "mpeg4", EVEN[:5])) == "too_large"
+
+
+def growing_film(form: str) -> bytes:
+  """A film of 96 x 64 pixels, by its header and at first, whose last frames have 640 x 480."""
+  file = io.BytesIO()
+  with av.open(file, "w", format=form) as container:
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+    larger = av.CodecContext.create("mpeg4", "w")
+    larger.width, larger.height, larger.pix_fmt = 640, 480, "yuv420p"
+    larger.time_base, larger.framerate = Fraction(1, 10), 10
+    for encoder, times in ((stream, range(5)), (larger, range(5, 8))):
+      frames = [av.VideoFrame.from_image(Image.new("RGB", (encoder.width, encoder.height))) for _ in times]
+      for frame, frame.pts in zip(frames, times, strict=True):
+        container.mux(of_stream(encoder.encode(frame), stream))
+      container.mux(of_stream(encoder.encode(None), stream))
+  return file.getvalue()
+
+
+def of_stream(packets: list[av.Packet], stream: av.VideoStream) -> list[av.Packet]:
+  for packet in packets:
+    packet.stream, packet.time_base = stream, Fraction(1, 10)
+  return packets
+
+
+@pytest.mark.parametrize("form", ["mpegts", "matroska", "avi", "mp4"])
+def test_a_bomb_that_grows_on_the_way_is_refused_at_build_and_training(form, monkeypatch):
+  data = growing_film(form)
+  assert examine_video(data, clip=(0.5, None)).middle.size == (640, 480)
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 480 - 1)
+  assert cause_of(data) == "broken_video"
+  with pytest.raises(MediaError, match="broken_video"):
+    read_clip(data, 16, frames=8, per_second=0, span=(0, np.inf), start=0)
 
 
 def test_a_huge_file_is_refused_unread():

@@ -90,22 +90,31 @@ def members(path: pathlib.Path) -> Iterator[tuple[str, bytes] | Fault]:
     yield Fault("broken_file", path.name, str(error))
 
 
-def places(path: pathlib.Path) -> Iterator[tuple[str, int, int]]:
-  """(address, offset, size) of each picture in an uncompressed tar: by its name, and by the URL in its JSON file."""
+def places(path: pathlib.Path) -> Iterator[tuple[str, int, int] | Fault]:
+  """(address, offset, size) of each picture in an uncompressed tar: by its name, and by the URL in its JSON file.
+
+  The JSON file stands before or after the picture, with no member of another sample between them. A tar that is
+  damaged or compressed ends with a Fault.
+  """
   try:
     with tarfile.open(path, "r:") as tar:
-      pictures: dict[str, tuple[int, int]] = {}
+      key, url, place = None, "", None  # of the one sample that is being read
       for member in tar:
         stem, suffix = split_name(member.name)
-        if member.isfile() and suffix in MEDIA["pairs"]:
-          pictures[stem] = (member.offset_data, member.size)
-          yield member.name, *pictures[stem]
-        elif member.isfile() and suffix == "json":
+        if not member.isfile() or suffix not in (*MEDIA["pairs"], "json"):
+          continue
+        if stem != key:
+          key, url, place = stem, "", None
+        if suffix == "json":
           url = url_of(tar.extractfile(member).read())
-          if url and stem in pictures:
-            yield url, *pictures[stem]
-  except (EOFError, ValueError, tarfile.TarError):
-    return  # what lies behind the damage is not found, and counts as missing
+        else:
+          place = (member.offset_data, member.size)
+          yield member.name, *place
+        if url and place:
+          yield url, *place
+      _refuse_rest(tar)
+  except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+    yield Fault("broken_file", str(path), f"as an uncompressed tar: {error}")  # what lies behind it counts as missing
 
 
 def url_of(data: bytes) -> str:
@@ -128,6 +137,14 @@ def split_name(name: str) -> tuple[str, str]:
   folder, file = posixpath.split(name)
   key, _, suffix = file.partition(".")
   return posixpath.join(folder, key), suffix.lower()
+
+
+def _refuse_rest(tar: tarfile.TarFile) -> None:
+  """Raises tarfile.ReadError when a tar goes on where tarfile stopped, to which a damaged header is the end."""
+  assert tar.fileobj is not None
+  tar.fileobj.seek(tar.offset)
+  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
+    raise tarfile.ReadError(f"no header of a member at byte {tar.offset}")
 
 
 def _member_fault(member: tarfile.TarInfo) -> str | None:
