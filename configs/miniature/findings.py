@@ -19,7 +19,7 @@ def get_sweep():
   ]
   return sweep.trials(
     config="configs/miniature/flamingo.py",
-    changes=sweep.each_with(changes, sweep.seeds(5)),
+    changes=sweep.each_with(sweep.seeds(5), changes),
     outcome="few_shot/naming_*/8",
     best="max",
     also=[f"few_shot/naming_*/{shots}" for shots in SHOTS]
