@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -145,6 +146,23 @@ def test_a_run_that_starts_at_a_step_reads_what_the_whole_run_read_there(stream,
   whole = take(stream(pairs, **AUGMENTED), start + 3)
   for resumed, there in zip(take(stream(pairs, **AUGMENTED), 3, start), whole[start:], strict=True):
     assert_equal(resumed, there)
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_the_number_of_threads_changes_nothing(stream, pairs, threads):
+  read = stream(pairs, **AUGMENTED)
+  with ThreadPoolExecutor(threads) as some, ThreadPoolExecutor(3) as three:
+    for left, right in zip(take(read, 4, pool=some), take(read, 4, pool=three), strict=True):
+      assert_equal(left, right)
+
+
+def test_a_far_step_reads_no_more_than_the_first_one(stream, pairs, monkeypatch):
+  read, read_one, counts = stream(pairs, **AUGMENTED), Sources.__getitem__, []
+  monkeypatch.setattr(Sources, "__getitem__", lambda self, index: counts.append(index) or read_one(self, index))
+  for step in (0, 10**6, 10**12):
+    counts.clear()
+    take(read, 1, step)
+    assert 0 < len(counts) <= 200
 
 
 def test_every_epoch_of_batches_holds_each_pair_once(stream, pairs):

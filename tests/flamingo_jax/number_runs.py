@@ -48,11 +48,13 @@ class Recorder:
     poison: batches whose second row has a target that is not finite.
     stop_at: the batch at whose reading this process is asked to stop.
     hang_at: the batch that never comes.
+    slow_at: the batch that takes a second.
   """
 
-  def __init__(self, fail_at=None, poison=(), stop_at=None, hang_at=None):
+  def __init__(self, fail_at=None, poison=(), stop_at=None, hang_at=None, slow_at=None):
     self.started_at, self.evaluated = [], []
     self.fail_at, self.poison, self.stop_at, self.hang_at = fail_at, poison, stop_at, hang_at
+    self.slow_at = slow_at
     self.feed = Feed(
       self.batches_from,
       weights={"numbers": 1.0},
@@ -70,6 +72,8 @@ class Recorder:
         os.kill(os.getpid(), signal.SIGTERM)
       if number == self.hang_at:
         time.sleep(10_000)
+      if number == self.slow_at:
+        time.sleep(1)
       target = np.full((2, 1), number, np.float32)
       target[1] = np.inf if number in self.poison else number
       batch = dict(target=target, segments=np.asarray([[1, 1, 0], [1, 0, 0]]), tokens=np.zeros((2, 3), np.int32))

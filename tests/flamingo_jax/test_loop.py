@@ -56,6 +56,12 @@ def test_the_log_counts_tokens_without_padding_and_passes_on_what_the_feed_count
     assert line.get("skipped/numbers/truncated", 0) == (line["step"] if line["step"] % 2 else 0)
 
 
+def test_a_step_that_waits_for_its_batch_says_so(tmp_path):
+  run(tmp_path, Recorder(slow_at=5))
+  waits = [line["input_wait"] * line["seconds"] for line in read_metrics(tmp_path)]
+  assert np.argmax(waits) in (3, 4) and max(waits) > 0.5  # it is asked for while the step before it is made
+
+
 def test_a_run_that_stopped_asks_for_the_batches_after_its_checkpoint(tmp_path):
   straight, stopped, again, finished = Recorder(), Recorder(fail_at=6), Recorder(), Recorder()
   expected = run(tmp_path / "straight", straight)

@@ -13,6 +13,7 @@ from PIL import Image
 from launch.report import Generation, ParameterRow, Report, TrainingExample, render
 from launch.report.curves import latest, series, smooth
 from launch.report.page import reading
+from launch.reporting import slowest_hosts
 
 HOSTILE = "<script>alert(1)</script>"
 STEPS, EVERY, LAYERS = 120, 20, (0, 6, 12, 18, 24)
@@ -311,3 +312,13 @@ def test_series_holds_only_the_lines_that_have_the_metric():
 def test_an_example_that_does_not_fit_together_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(video_example(), **changes)
+
+
+def test_the_hosts_that_others_wait_for_are_named_slowest_first():
+  lines = [{f"host_seconds/{host}": 1.0 for host in range(12)} for _ in range(4)]
+  for line, host in zip(lines, (11, 11, 11, 2), strict=True):
+    line[f"host_seconds/{host}"] = 3.0
+  shown = slowest_hosts([{}, *lines])  # a first step of a run that had one host then
+  assert list(shown)[:2] == ["host 11", "host 2"] and len(shown) == 8
+  assert shown["host 11"] == "slowest in 75% of steps; mean 2.500 s, at most 3.000 s"
+  assert slowest_hosts([]) == slowest_hosts([{"step": 1}]) == {}
