@@ -141,7 +141,6 @@ def split_name(name: str) -> tuple[str, str]:
 
 def _refuse_rest(tar: tarfile.TarFile) -> None:
   """Raises tarfile.ReadError when a tar goes on where tarfile stopped, to which a damaged header is the end."""
-  assert tar.fileobj is not None
   tar.fileobj.seek(tar.offset)
   if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
     raise tarfile.ReadError(f"no header of a member at byte {tar.offset}")
