@@ -4,7 +4,8 @@ import argparse
 
 from flamingo_jax import __version__
 from launch import launchers
-from launch.data_build import KINDS, SUMMARIES, add_options, natural, positive, seconds
+from launch.data_build import KINDS, SUMMARIES, add_options
+from launch.numbers import natural, positive, seconds
 
 # What `flamingo import` reads; named here because the readers themselves are slow to import.
 FORMATS = ("gguf", "hf-lm", "hf-clip", "hf-siglip", "open-clip", "timm-nfnet", "openflamingo", "idefics")

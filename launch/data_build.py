@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import logging
-import math
 import os
 import pathlib
 import threading
 from collections.abc import Iterator
 
 from flamingo_jax.errors import UserError
+from launch.numbers import aspect, finite, positive
 
 KINDS = ("pages", "pairs", "videos")
 SUMMARIES = {
@@ -171,46 +171,6 @@ def _shown_progress(output: pathlib.Path, console) -> Iterator[None]:
     finally:
       done.set()
       watcher.join()
-
-
-def natural(text: str) -> int:
-  """A number of things that may be none."""
-  number = int(text)
-  if number < 0:
-    raise argparse.ArgumentTypeError(f"{text} is not at least 0")
-  return number
-
-
-def seconds(text: str) -> float:
-  """A time, as argparse reads it."""
-  number = float(text)
-  if not 0 <= number < math.inf:
-    raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
-  return number
-
-
-def finite(text: str) -> float:
-  """A limit, as argparse reads it. NaN would compare false with everything, and the manifest's JSON has no infinity."""
-  number = float(text)
-  if not math.isfinite(number):
-    raise argparse.ArgumentTypeError(f"{text} is no finite number")
-  return number
-
-
-def aspect(text: str) -> float:
-  """A longer side over a shorter one, as argparse reads it."""
-  number = finite(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-  return number
-
-
-def positive(text: str) -> int:
-  """A number of things, as argparse reads it."""
-  number = int(text)
-  if number < 1:
-    raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-  return number
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import argparse
 
 from flamingo_jax.errors import UserError
-from launch.data_build import natural, positive, seconds
+from launch.numbers import natural, positive, seconds
 from launch.train_command import Run, check_no_credentials
 
 TAKES = {  # launcher -> its own options; all others are refused there

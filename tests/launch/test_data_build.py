@@ -81,13 +81,13 @@ def test_what_is_wrong_is_one_message(folder, monkeypatch, capsys, job, options,
 def test_a_limit_that_drops_nothing_or_everything_is_refused(option, limit, capsys):
   with pytest.raises(SystemExit):
     main(["data", "build-pages", "--input=in", "--output=out", f"{option}={limit}"])
-  assert f"argument {option}: {limit} is no finite number" in capsys.readouterr().err
+  assert f"argument {option}: {limit} is not a finite number" in capsys.readouterr().err
 
 
 def test_no_picture_has_an_aspect_under_one(capsys):
   with pytest.raises(SystemExit):
     main(["data", "build-pages", "--input=in", "--output=out", "--largest-aspect=0.5"])
-  assert "argument --largest-aspect: 0.5 is not at least 1" in capsys.readouterr().err
+  assert "argument --largest-aspect: 0.5 is not a finite number of at least 1" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_what_brings_it(folder, monkeypatch, capsys):

@@ -57,7 +57,7 @@ def test_what_would_mean_nothing_is_refused_before_anything_begins(arguments, sa
   [
     ("report run --config.seed=1", "--config.seed: `flamingo report` reads no config"),
     ("launch --config=c --workdir=w --on=local --restarts=-1", "-1 is not at least 0"),
-    ("launch --config=c --workdir=w --on=slurm --grace=nan", "nan is no time in seconds"),
+    ("launch --config=c --workdir=w --on=slurm --grace=nan", "nan is not a time in seconds"),
     ("sweep --config=c --workdir=w --retries=-3", "-3 is not at least 0"),
   ],
 )
