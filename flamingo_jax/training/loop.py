@@ -44,6 +44,7 @@ from flamingo_jax.training.watchdog import Watchdog
 from flamingo_jax.training.workdir import LOCK, Change, claim_workdir, locked, note, read_history, write_config
 from flamingo_jax.training.writers import Record, check_writers, following
 
+LOCK_PATIENCE = 120.0  # seconds; network disks free what a host that died had locked after 90 or so
 REFUSALS = ("No space left", "Read-only file system", "Permission denied", "Disk quota exceeded", "Input/output error")
 
 
@@ -148,7 +149,8 @@ class Run:
       if resume.rewind is not None:
         check_rewind(self.workdir, resume.rewind, saved_steps(self.workdir))
       changes = claim_workdir(self.workdir, self.record, resume.allow_changed)
-      closing.enter_context(locked(self.workdir / LOCK, "another process trains here. Wait for it, or end it."))
+      busy = "another process trains here. Wait for it, or end it."
+      closing.enter_context(locked(self.workdir / LOCK, busy, LOCK_PATIENCE))
     multihost_utils.sync_global_devices("the work directory is claimed")
     return changes
 

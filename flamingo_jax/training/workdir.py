@@ -6,7 +6,10 @@ import fnmatch
 import json
 import os
 import pathlib
+import sys
+import time
 from collections.abc import Iterator
+from typing import TextIO
 
 from flamingo_jax.errors import UserError
 
@@ -67,22 +70,36 @@ def claim_workdir(workdir: pathlib.Path, config: dict, allowed: tuple[str, ...] 
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path, otherwise: str) -> Iterator[int]:
+def locked(path: pathlib.Path, otherwise: str, patience: float = 0.0) -> Iterator[int]:
   """Holds a lock for as long as this process lives, or any that it gives the descriptor to.
 
   Args:
     path: a file, made if there is none. It stays.
     otherwise: what is said where the lock is held.
+    patience: seconds to wait until it is free.
 
   Raises:
-    UserError: it is.
+    UserError: it is held for longer.
   """
   with path.open("a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"{path}: {otherwise}") from error
+    until, told = time.monotonic() + patience, False
+    while not took(file):
+      if time.monotonic() >= until:
+        raise UserError(f"{path}: {otherwise}")
+      if not told:
+        print(f"{path} is held; waiting for up to {patience:g} s", file=sys.stderr, flush=True)
+        told = True
+      time.sleep(0.2)
     yield file.fileno()
+
+
+def took(file: TextIO) -> bool:
+  """Whether the lock of an open file is this process's now."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def read_config(path: pathlib.Path) -> dict:

@@ -12,6 +12,7 @@ from number_runs import ROOT, Recorder, one_number, run
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
+from flamingo_jax.training import loop
 from flamingo_jax.training.checkpoints import load_trainable
 from flamingo_jax.training.config import Frozen, Resume, TrainingConfig
 from flamingo_jax.training.loop import train
@@ -80,13 +81,31 @@ def test_a_run_that_stopped_asks_for_the_batches_after_its_checkpoint(tmp_path):
   assert len(read_metrics(tmp_path / "run")) == 7
 
 
-def test_a_run_keeps_others_out_of_its_work_directory_and_is_not_touched_by_them(tmp_path):
+def test_a_run_keeps_others_out_of_its_work_directory_and_is_not_touched_by_them(tmp_path, monkeypatch, capfd):
   run(tmp_path / "run", Recorder())
+  monkeypatch.setattr(loop, "LOCK_PATIENCE", 0.1)
   before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
   with locked(tmp_path / "run" / LOCK, "held"), pytest.raises(UserError, match="run/lock: another process trains here"):
     run(tmp_path / "run", Recorder())
+  assert "run/lock is held; waiting for up to 0.1 s" in capfd.readouterr().err
   assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+HOLDER = """
+import fcntl, sys, time
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(1)
+"""
+
+
+def test_a_run_waits_for_a_lock_that_is_about_to_be_free(tmp_path, capfd):
   run(tmp_path / "run", Recorder())
+  with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run" / LOCK], stdout=subprocess.PIPE) as process:
+    process.stdout.readline()
+    run(tmp_path / "run", Recorder())
+  assert "run/lock is held; waiting for up to 120 s" in capfd.readouterr().err
 
 
 def test_going_back_in_a_run_that_is_not_there_leaves_nothing_behind(tmp_path):
