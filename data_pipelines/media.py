@@ -9,7 +9,7 @@ import zlib
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # 50 megapixels: what a picture or a frame may claim in its header before anything of it is decoded.
 Image.MAX_IMAGE_PIXELS = 50_000_000
@@ -129,6 +129,8 @@ def read_any(encoded: bytes, least: float) -> np.ndarray:
       return np.asarray(upright.reduce(fraction) if fraction > 1 else upright)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     raise MediaError("too_large", str(error)) from error
+  except UnidentifiedImageError as error:  # Pillow names an object in memory, another one at each reading
+    raise MediaError("broken_image", "cannot identify its format") from error
   except DECODE_ERRORS as error:
     raise MediaError("broken_image", str(error)) from error
 
