@@ -3,16 +3,24 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
+import chex
 import pytest
 
-from flamingo_jax.errors import PEER_LOST, USER_FAULT
+from flamingo_jax.errors import DONE, PEER_LOST, USER_FAULT
+from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.metrics import METRICS, read_metrics, untimed
 from flamingo_jax.training.peers import Loss, Watch
-from launch.local import places
+from launch.local import launch_local, places
+from launch.supervisor import last_step
+from launch.train_command import Run
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # `flamingo train`, which does nothing but wait for the others, again and again; says when it has begun to.
@@ -153,3 +161,62 @@ def test_who_died_comes_before_who_failed_of_it(first):
   hear(watch)
   assert watch.loss == Loss(2, "(beta) has died")
   one.close()
+
+
+STEPS = 60
+# `flamingo train` of a run that learns one number (tests/flamingo_jax/number_runs.py), a row of each batch a process.
+NUMBERS = """
+import dataclasses, pathlib, sys, time, types
+import jax
+sys.path.insert(0, "tests/flamingo_jax")
+jax.config.update("jax_disable_most_optimizations", True)
+from number_runs import Recorder, run
+from flamingo_jax.training.config import AS_BEFORE
+from launch.cli import main
+
+class Share(Recorder):
+  def __init__(self):
+    super().__init__()
+    self.feed = dataclasses.replace(self.feed, rows={"numbers": jax.process_count()})
+
+  def batches_from(self, step):
+    for batches, counts in super().batches_from(step):
+      time.sleep(0.05)
+      own = {name: array[:1] for name, array in batches["numbers"].items()}
+      yield {"numbers": own | {"target": own["target"] + jax.process_index()}}, counts
+
+def train(config, overrides, workdir, resume):
+  run(pathlib.Path(workdir), Share(), resume, total_steps=STEPS)
+
+sys.modules["launch.train"] = types.SimpleNamespace(train_config=train, read_resume=lambda *_: AS_BEFORE)
+sys.exit(main(sys.argv[1:]))
+""".replace("STEPS", str(STEPS))
+
+
+@pytest.mark.parametrize(("count", "victim"), [(2, 1), (4, 0)])
+def test_a_run_that_loses_a_process_goes_on_exactly(count, victim, tmp_path, monkeypatch):
+  monkeypatch.setattr("launch.local.FLAMINGO", [sys.executable, "-c", NUMBERS])
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.chdir(ROOT)
+
+  def launch(name: str) -> int:
+    return launch_local(Run("none", str(tmp_path / name), {}), processes=count, restarts=1)
+
+  def kill_one() -> None:
+    while last_step(tmp_path / "killed" / METRICS) < 10:
+      time.sleep(0.01)
+    numbers = re.findall(r"\d is (\d+)", (tmp_path / "killed.logs" / "launch.log").read_text())
+    os.kill(int(numbers[victim]), signal.SIGKILL)
+
+  killer = threading.Thread(target=kill_one, daemon=True)
+  killer.start()
+  assert [launch("killed"), launch("straight")] == [DONE, DONE]
+  killer.join()
+  log = (tmp_path / "killed.logs" / "launch.log").read_text()
+  assert f"process {victim} was killed by SIGKILL" in log and "start 2: " in log
+  killed, straight = ([untimed(line) for line in read_metrics(tmp_path / name)] for name in ("killed", "straight"))
+  assert killed == straight and [line["step"] for line in killed] == list(range(1, STEPS + 1))
+  found, expected = (load_trainable(tmp_path / name) for name in ("killed", "straight"))
+  assert found[1] == expected[1] == STEPS
+  chex.assert_trees_all_equal(found[0], expected[0])
