@@ -1,4 +1,4 @@
-"""Sweep in miniature: what each part of the recipe is worth, after the paper's table 3. Five seeds of each."""
+"""Sweep in miniature: each part of the recipe left out or changed, after the paper's table 3. Five seeds of each."""
 
 from configs import sweep
 
@@ -16,6 +16,7 @@ def get_sweep():
     {"model.cross_attention.previous_media": True},  # all pictures before, not the last one alone
     {"config": "configs/miniature/mlp.py"},  # an MLP for the resampler
     {"trainable": ("^resampler/", "^language/", "extra_")},  # the language model trained, too
+    {"config": "configs/miniature/flamingo_small.py"},  # a language model half as wide and half as deep
   ]
   return sweep.trials(
     config="configs/miniature/flamingo.py",
