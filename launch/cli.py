@@ -141,7 +141,9 @@ def run_sweep(options) -> int:
   checked(told)
   if told.dry_run:
     raise UserError("--dry-run: a sweep waits for what it launches. `flamingo launch --dry-run` shows one launch.")
-  asked = (options.parallel, options.retries, options.launcher)
+  # A job that Slurm has given up ends its launch, as a trial on this machine does.
+  launcher = [*options.launcher, "--wait"] if told.on == "slurm" else options.launcher
+  asked = (options.parallel, options.retries, launcher)
   return run_sweep(options.config, options.overrides, options.workdir, *asked)
 
 

@@ -10,6 +10,7 @@ TAKES = {  # launcher -> its own options; all others are refused there
   "local": ("processes", "devices", "coordinator", "restarts", "grace"),
   "slurm": (
     "name", "nodes", "gpus_per_node", "task_per_gpu", "partition", "account", "time", "sbatch", "restarts", "grace",
+    "wait",
   ),
   "gke": (
     "name", "image", "volume", "secret", "namespace", "topology", "slices", "nodes", "gpus_per_node", "accelerator",
@@ -43,6 +44,7 @@ def add_options(launch: argparse.ArgumentParser) -> None:
   slurm.add_argument("--partition", help="to run in")
   slurm.add_argument("--account", help="that pays")
   slurm.add_argument("--time", help="limit of one start, such as 24:00:00; the job is queued again in time")
+  slurm.add_argument("--wait", action="store_const", const=True, help="until the job is over; Ctrl-C cancels it")
   slurm.add_argument("--sbatch", action="append", metavar="OPTION", help="another, such as --mem=0; may be repeated")
 
   gke = launch.add_argument_group("gke")

@@ -7,7 +7,7 @@ import shlex
 
 from flamingo_jax.errors import DONE, USER_FAULT, UserError
 from launch.local import FLAMINGO, log_folder
-from launch.submitting import submit
+from launch.submitting import follow, submit
 from launch.train_command import Run
 
 # Slurm sends SIGTERM to all of a task, this shell included, which waits for flamingo to save. srun returns the highest
@@ -67,6 +67,7 @@ def launch_slurm(
   run: Run,
   *,
   dry_run: bool = False,
+  wait: bool = False,
   restarts: int = 5,
   grace: float = 120.0,
   gpus_per_node: int | None = None,
@@ -78,6 +79,7 @@ def launch_slurm(
   Args:
     run: what is trained; the work directory, its logs beside it and this Python are seen by all nodes.
     dry_run: print the script and the command, and do nothing.
+    wait: until the job is over, for its code; asked to end by SIGTERM or Ctrl-C, the job is cancelled.
     restarts: that may follow each other without a new step.
     grace: seconds before the time limit at which the run is asked to save.
     gpus_per_node: that Slurm gives to the job.
@@ -96,6 +98,8 @@ def launch_slurm(
   text += settings(run, logs, restarts) + meeting(run, task_per_gpu=task_per_gpu) + BODY
   if not dry_run:
     logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders
+  if wait and not dry_run:
+    return follow(["sbatch", "--parsable", "--wait"], text, ["scancel"])
   return submit(["sbatch"], text, dry_run=dry_run)
 
 

@@ -21,7 +21,7 @@ def test_options_of_other_launchers_are_refused_by_name_all_at_once(on, capsys):
   value = {"coordinator": "auto", "time": "1:00"}
   strange = ["--" + name.replace("_", "-") for name in EVERY if name not in TAKES[on]]
   given = [
-    option if option == "--task-per-gpu" else f"{option}={value.get(option.removeprefix('--'), '1')}"
+    option if option in ("--task-per-gpu", "--wait") else f"{option}={value.get(option.removeprefix('--'), '1')}"
     for option in strange
   ]
   assert main([*COMMON, f"--on={on}", *given]) == USER_FAULT

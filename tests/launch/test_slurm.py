@@ -5,29 +5,37 @@ import os
 import pathlib
 import re
 import shlex
+import signal
 import sys
+import threading
+import time
 
 import pytest
 from jax._src.clusters.slurm_cluster import SlurmCluster
 
-from flamingo_jax.errors import DONE, USER_FAULT, UserError
+from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
 from launch.cli import main
 from launch.slurm import launch_slurm
+from launch.supervisor import INTERRUPTED
 from launch.train_command import Run
 
-# Runs the script, and again for as long as it asks to be queued again; keeps the script and its last code.
+# Runs the script, and again for as long as it asks to be queued again; keeps the script and its last code. With --wait
+# it tells the number of the job first, and ends with its code.
 SBATCH = """
 import os, pathlib, subprocess, sys
 folder = pathlib.Path(os.environ["CLUSTER"])
 (folder / "script").write_text(sys.stdin.read())
+if "--wait" in sys.argv:
+  print("5123;somewhere", flush=True)
 job = {"SLURM_JOB_ID": "5123", "SLURM_JOB_NODELIST": "node[001-002]"}
 for start in range(20):
   (folder / "again").unlink(missing_ok=True)
   count = {"SLURM_RESTART_COUNT": str(start)} if start else {}
   code = subprocess.run(["bash", folder / "script"], env=os.environ | job | count).returncode
   (folder / "code").write_text(str(code))
-  if not (folder / "again").exists():
+  if (folder / "cancelled").exists() or not (folder / "again").exists():
     break
+sys.exit(code if "--wait" in sys.argv else 0)
 """
 # Two tasks, each in a process group; once both have asked for it, each group gets SIGTERM, as before a time limit.
 SRUN = """
@@ -57,6 +65,10 @@ elif sys.argv[1:] == ["requeue", "5123"]:
   if os.environ.get("REFUSES"):
     sys.exit("Requested operation not supported")
   (folder / "again").touch()
+"""
+SCANCEL = """
+import os, pathlib, sys
+(pathlib.Path(os.environ["CLUSTER"]) / "cancelled").write_text(" ".join(sys.argv[1:]))
 """
 # In the place of Python with flamingo: keeps its arguments and place, then ends as told for this start and process.
 # "step 1" writes a line of metrics before it ends with 1; "wait" saves after SIGTERM, and ends with 75.
@@ -94,7 +106,7 @@ def cluster(tmp_path, monkeypatch):
   """A folder of what the cluster keeps; its programs are the first on PATH."""
   folder = tmp_path / "cluster"
   folder.mkdir()
-  for name, text in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, python=PYTHON).items():
+  for name, text in dict(sbatch=SBATCH, srun=SRUN, scontrol=SCONTROL, scancel=SCANCEL, python=PYTHON).items():
     program = folder / name
     program.write_text(f"#!{sys.executable}\n{text}")
     program.chmod(0o755)
@@ -164,6 +176,38 @@ def test_where_slurm_does_not_queue_again_the_code_is_that_of_the_run(launch, mo
   monkeypatch.setenv("REFUSES", "yes")
   assert launch(("75", "75")) == (75, 1)
   assert "goes on from the newest checkpoint" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("ending", "code"), [("0", DONE), ("2", USER_FAULT), ("1", 1)])
+def test_a_launch_that_waits_ends_as_its_job(cluster, tmp_path, monkeypatch, ending, code):
+  monkeypatch.setenv("ENDINGS", json.dumps([[ending, "0"]]))
+  assert main(arguments(tmp_path, "--wait", "--restarts=1")) == code
+  assert not (cluster / "cancelled").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+def test_a_launch_that_waits_and_is_asked_to_end_cancels_its_job(cluster, tmp_path, monkeypatch, number, code):
+  monkeypatch.setenv("ENDINGS", json.dumps([["wait", "wait"]]))
+
+  def ask() -> None:
+    while not (cluster / "told-0-0").exists():
+      time.sleep(0.02)
+    os.kill(os.getpid(), number)
+
+  threading.Thread(target=ask, daemon=True).start()
+  assert main(arguments(tmp_path, "--wait")) == code
+  assert (cluster / "cancelled").read_text() == "5123"
+  assert "saved" in (tmp_path / "mine.logs" / "process-0.log").read_text()
+
+
+def test_a_sweep_hears_of_a_job_that_was_given_up(cluster, tmp_path, capfd):
+  (cluster / "sbatch").write_text("#!/bin/sh\necho 5123; exit 1\n")
+  file = tmp_path / "sweep_file.py"
+  body = "return sweep.trials('configs/tiny.py', [{'seed': 1}], 'heldout/text_loss/pages')"
+  file.write_text(f"from configs import sweep\n\ndef get_sweep():\n  {body}\n")
+  told = ["sweep", f"--config={file}", f"--workdir={tmp_path / 'sweep'}", "--retries=1"]
+  assert main([*told, "--", "--on=slurm"]) == 1
+  assert "seed=1: launch 2" in (said := capfd.readouterr().out) and "seed=1: failed at step 0" in said
 
 
 def test_each_node_is_told_the_place_that_jax_itself_reads(launch, cluster, monkeypatch):
