@@ -1,5 +1,7 @@
 """The page of `flamingo demo`, served as the command does and used in a real browser that may ask nobody else."""
 
+import base64
+import mimetypes
 import re
 import socket
 
@@ -94,10 +96,35 @@ def opened(browser, address):
   assert wrong == []
 
 
-def drop(page: Page, files, *names: str) -> None:
-  """Chooses files and waits until each is shown or refused."""
+def choose(page: Page, paths) -> None:
+  """Gives files by the page's own chooser."""
+  page.locator(".drop input").set_input_files(paths)
+
+
+def let_fall(page: Page, paths) -> None:
+  """Drops files on the page, as from a folder's window."""
+  files = [
+    (path.name, mimetypes.guess_type(path)[0] or "", base64.b64encode(path.read_bytes()).decode()) for path in paths
+  ]
+  carried = page.evaluate_handle(
+    """files => {
+      const carried = new DataTransfer();
+      for (const [name, type, text] of files)
+        carried.items.add(new File([Uint8Array.from(atob(text), letter => letter.charCodeAt(0))], name, {type}));
+      return carried;
+    }""",
+    files,
+  )
+  page.locator(".drop").dispatch_event("dragover", {"dataTransfer": carried})
+  expect(page.locator(".drop.over")).to_have_count(1)
+  page.locator(".drop").dispatch_event("drop", {"dataTransfer": carried})
+  expect(page.locator(".drop.over")).to_have_count(0)
+
+
+def drop(page: Page, files, *names: str, give=let_fall) -> None:
+  """Gives files and waits until each is shown or refused."""
   before = page.locator(".part, .faults .fault").count()
-  page.locator(".drop input").set_input_files([files / name for name in names])
+  give(page, [files / name for name in names])
   expect(page.locator(".part, .faults .fault")).to_have_count(before + len(names))
   expect(page.locator(".reading")).to_have_count(0)
 
@@ -153,7 +180,7 @@ def test_a_prompt_of_two_shots_is_answered_as_generate_answers_it(opened, run, f
 def test_a_video_and_text_alone_are_answered_as_generate_answers_them(opened, run, files):
   page = opened()
   page.get_by_text("Add text alone").click()
-  drop(page, files, "two.jpg", "film.mp4")
+  drop(page, files, "two.jpg", "film.mp4", give=choose)
   expect(page.locator(".part.film img")).to_have_count(4)
   fill(page, LONG, *TEXTS[1:])
   page.locator(".part").nth(0).get_by_text("<EOC>").click()  # the first picture belongs to the text
