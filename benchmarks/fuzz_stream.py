@@ -31,7 +31,8 @@ from data_pipelines.faults import decode_faults
 from data_pipelines.schema import SCHEMA_VERSION, Example, serialize
 from data_pipelines.shards import MANIFEST, WRITER_OPTIONS, open_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer, save_bpe
 
 SIZE = 32  # of pictures, pixels

@@ -42,7 +42,8 @@ from data_pipelines.schema import Example, parse
 from data_pipelines.sequences import pair_text
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, cores
+from data_pipelines.stream import Stream, cores
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import load_tokenizer
 
 DATA = pathlib.Path("data/quickstart")

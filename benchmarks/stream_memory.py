@@ -24,7 +24,8 @@ from data_pipelines.mixtures import mixture
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from launch.skips import without_skipped
 
 RECORDS = 400  # of a source

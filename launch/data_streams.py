@@ -11,7 +11,8 @@ from data_pipelines.media import MediaError
 from data_pipelines.schema import parse
 from data_pipelines.shards import MANIFEST, Shards, open_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import byte_tokenizer
 from flamingo_jax.errors import UserError
 from launch.config import load_config

@@ -12,7 +12,8 @@ import numpy as np
 from data_pipelines.mixtures import mixture, round_robin, turn
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Batch, Stream, StreamConfig, check_stream
+from data_pipelines.stream import Batch, Stream
+from data_pipelines.stream_config import StreamConfig, check_stream
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError

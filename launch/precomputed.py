@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from data_pipelines.features import FeaturesInfo, check_manifest, features_info
 from data_pipelines.shards import read_manifest
-from data_pipelines.stream import StreamConfig
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from launch.pretrained import read_tower

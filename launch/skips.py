@@ -9,7 +9,8 @@ import numpy as np
 
 from data_pipelines.faults import Fault, decode_faults
 from data_pipelines.media import CAUSES
-from data_pipelines.stream import Batch, StreamConfig
+from data_pipelines.stream import Batch
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 from flamingo_jax.training.metrics import keep_until
 

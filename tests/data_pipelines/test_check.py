@@ -17,7 +17,8 @@ from data_pipelines.inspection.resemblance import EvaluationImages
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 80), format: str = "PNG") -> bytes:

@@ -10,7 +10,8 @@ from data_pipelines.inspection.explain import explain_all
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, check_stream, decoding_pool
+from data_pipelines.stream import Stream, decoding_pool
+from data_pipelines.stream_config import StreamConfig, check_stream
 
 BATCH_SIZE, LENGTH, SLOTS = 4, 32, 5
 

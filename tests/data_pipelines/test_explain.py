@@ -14,7 +14,8 @@ from data_pipelines.inspection.explain import NEXT, PREVIOUS, explain_all, expla
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 
 TEXTS = st.lists(st.text("abcd", max_size=5), min_size=1, max_size=6).filter(any)

@@ -24,7 +24,8 @@ from data_pipelines.build.settings import BuildSettings
 from data_pipelines.build.texts import TextRules
 from data_pipelines.shards import open_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 
 ENGLISH = "The cat sat on the mat and looked out of the window at the rain that fell on the garden."

@@ -16,7 +16,8 @@ from data_pipelines.packing import NOBODY, make_plan
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, check_stream
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig, check_stream
 from data_pipelines.tokenizer import load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, initialize

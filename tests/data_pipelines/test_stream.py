@@ -14,7 +14,8 @@ from data_pipelines.mixtures import mixture, round_robin, turn
 from data_pipelines.schema import Example, serialize
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig, check_stream
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig, check_stream
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.prompts import EndOfChunk, Medium, completed
 from flamingo_jax.evaluation.tasks.example import Example as EvaluatedExample

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from data_pipelines.stream import StreamConfig
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.model_folder import content_hash, save_model
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig

@@ -11,7 +11,8 @@ from PIL import Image
 from data_pipelines.schema import Example
 from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
-from data_pipelines.stream import Stream, StreamConfig
+from data_pipelines.stream import Stream
+from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import byte_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, initialize

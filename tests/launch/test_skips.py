@@ -6,7 +6,7 @@ import pytest
 
 from data_pipelines.faults import Fault, encode_faults
 from data_pipelines.media import CAUSES
-from data_pipelines.stream import StreamConfig
+from data_pipelines.stream_config import StreamConfig
 from flamingo_jax.errors import UserError
 from launch.skips import LEAST, WINDOW, without_skipped
 
