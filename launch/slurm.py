@@ -98,9 +98,10 @@ def launch_slurm(
   text += settings(run, logs, restarts) + meeting(run, task_per_gpu=task_per_gpu) + BODY
   if not dry_run:
     logs.mkdir(parents=True, exist_ok=True)  # Slurm makes no folders
+  command = ["sbatch", "--parsable", "--wait"] if wait else ["sbatch"]
   if wait and not dry_run:
-    return follow(["sbatch", "--parsable", "--wait"], text, ["scancel"])
-  return submit(["sbatch"], text, dry_run=dry_run)
+    return follow(command, text, ["scancel"])
+  return submit(command, text, dry_run=dry_run)
 
 
 def directives(

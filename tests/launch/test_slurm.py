@@ -290,6 +290,8 @@ def test_a_dry_run_prints_what_is_submitted_and_does_nothing(cluster, tmp_path, 
   assert main(arguments(tmp_path, "--dry-run")) == DONE
   printed = capfd.readouterr()
   assert printed.err == "sbatch\n"
+  assert main(arguments(tmp_path, "--dry-run", "--wait")) == DONE
+  assert capfd.readouterr() == (printed.out, "sbatch --parsable --wait\n")
   assert not (tmp_path / "mine.logs").exists() and not (cluster / "script").exists()
   monkeypatch.setenv("ENDINGS", json.dumps([["0", "0"]]))
   assert main(arguments(tmp_path)) == DONE
