@@ -126,6 +126,17 @@ def test_what_is_wrong_with_a_tar_is_named(built, root, picture):
   assert {error["record"] for error in manifest["errors"]["broken_file"]["records"]} == {"cut.tar", "empty.tar"}
 
 
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_tar_with_a_damaged_header_in_its_midst_does_not_just_end_there(built, root, picture, pack):
+  write_tar(root / "a.tar", {"a.png": picture(1), "a.txt": b"A cat.", "b.png": picture(2), "b.txt": b"A dog."})
+  data = (root / "a.tar").read_bytes()
+  (root / "a.tar").write_bytes(pack(data.replace(b"b.png", b"\xff" * 5)))
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."]
+  [error] = manifest["errors"]["broken_file"]["records"]
+  assert error["record"] == "a.tar" and error["detail"].startswith("no header of a member: ")
+
+
 def looked_up(root, picture) -> None:
   """A table whose two pictures lie in kept/a.tar beside its folder, 100.png behind 000.png."""
   (root / "rows.jsonl").write_text("\n".join(json.dumps({"url": f"{n}00.png", "caption": f"Text {n}."}) for n in "01"))

@@ -11,7 +11,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from data_pipelines.build.inputs import Part, Source
 from data_pipelines.build.interleaving import Document, Fault, Medium
@@ -76,10 +76,23 @@ def document(name: str, sample: dict[str, bytes], source: Source) -> Document | 
   return Document((medium, text), name, license_field(fields, columns.license))
 
 
+class Header(tarfile.TarInfo):
+  """Of a member of a tar. A damaged one is an error wherever it stands; tarfile takes all but the first for the end."""
+
+  @classmethod
+  def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> Self:
+    try:
+      return super().frombuf(buf, encoding, errors)
+    except tarfile.HeaderError as error:
+      if any(buf):  # zeros, or nothing, are the end
+        raise tarfile.ReadError(f"no header of a member: {error}") from error
+      raise
+
+
 def members(path: pathlib.Path) -> Iterator[tuple[str, bytes] | Fault]:
   """(name, bytes) of each file in a tar; one that leads out of it is a Fault, and a damaged tar ends with one."""
   try:
-    with tarfile.open(path, "r|*") as tar:
+    with tarfile.open(path, "r|*", tarinfo=Header) as tar:
       for member in tar:
         fault = _member_fault(member)
         if fault:
@@ -97,7 +110,7 @@ def places(path: pathlib.Path) -> Iterator[tuple[str, int, int] | Fault]:
   damaged or compressed ends with a Fault.
   """
   try:
-    with tarfile.open(path, "r:") as tar:
+    with tarfile.open(path, "r:", tarinfo=Header) as tar:
       key, url, place = None, "", None  # of the one sample that is being read
       for member in tar:
         stem, suffix = split_name(member.name)
@@ -112,7 +125,6 @@ def places(path: pathlib.Path) -> Iterator[tuple[str, int, int] | Fault]:
           yield member.name, *place
         if url and place:
           yield url, *place
-      _refuse_rest(tar)
   except (OSError, EOFError, ValueError, tarfile.TarError) as error:
     yield Fault("broken_file", str(path), f"as an uncompressed tar: {error}")  # what lies behind it counts as missing
 
@@ -137,13 +149,6 @@ def split_name(name: str) -> tuple[str, str]:
   folder, file = posixpath.split(name)
   key, _, suffix = file.partition(".")
   return posixpath.join(folder, key), suffix.lower()
-
-
-def _refuse_rest(tar: tarfile.TarFile) -> None:
-  """Raises tarfile.ReadError when a tar goes on where tarfile stopped, to which a damaged header is the end."""
-  tar.fileobj.seek(tar.offset)
-  if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
-    raise tarfile.ReadError(f"no header of a member at byte {tar.offset}")
 
 
 def _member_fault(member: tarfile.TarInfo) -> str | None:
