@@ -225,8 +225,9 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if not isinstance(given, dict):
     raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
   streams = {stream: build(StreamConfig, fields, join("streams", stream), faults) for stream, fields in given.items()}
-  faults = faults or list(size_faults(model, "model."))
-  if not faults:
+  whole, sizes = not faults, list(size_faults(model, "model.")) if model else []
+  faults += sizes + check_alone(training, model, streams)
+  if whole and not sizes:
     start = config.get("start", "")
     evaluations = (evaluation, few_shot, zero_shot)
     experiment = Experiment(config, name, model, training, frozen, start, tokenizer, *evaluations, streams)
@@ -262,36 +263,48 @@ def absolute(path: str) -> str:
   return path if path in ("", "random") else str(pathlib.Path(path).absolute())
 
 
-def check(experiment: Experiment) -> list[str]:
-  """Faults that only show when settings are held against one another."""
-  training, model = experiment.training, experiment.model
+def check_alone(
+  training: TrainingConfig | None, model: ModelConfig | None, streams: dict[str, StreamConfig | None]
+) -> list[str]:
+  """Faults of each group of settings that could be made, whatever the others are."""
+  faults = check_training(training) if training else []
+  if model and model.dtype not in DTYPES:
+    faults.append(f"model.dtype is {model.dtype!r}; it is one of {', '.join(DTYPES)}.")
+  if model and model.attention not in NAMES:
+    faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
+  if model and model.remat not in POLICIES:
+    faults.append(f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}.")
+  return faults + [fault for name, stream in streams.items() if stream for fault in check_stream(name, stream)]
+
+
+def check_training(training: TrainingConfig) -> list[str]:
   faults = check_optimizer(training.optimizer, training.total_steps)
   for field in ("total_steps", "evaluate_every"):
     if getattr(training, field) < 1:
       faults.append(f"{field} is {getattr(training, field)}; it is at least 1.")
   faults += check_checkpoints(training.checkpoint, training.evaluate_every) + check_guards(training.guard)
   faults += unknown_writers(training.writers)
-  for field, dtype in (("frozen_dtype", training.frozen_dtype), ("model.dtype", model.dtype)):
-    if dtype not in DTYPES:
-      faults.append(f"{field} is {dtype!r}; it is one of {', '.join(DTYPES)}.")
+  if training.frozen_dtype not in DTYPES:
+    faults.append(f"frozen_dtype is {training.frozen_dtype!r}; it is one of {', '.join(DTYPES)}.")
   for kind, spread in dataclasses.asdict(training.sharding).items():
     if spread not in SPREADS:
       faults.append(f"sharding.{kind} is {spread!r}; it is one of {', '.join(SPREADS)}.")
   if training.mixture not in MIXTURES:
     faults.append(f"mixture is {training.mixture!r}; it is one of {', '.join(MIXTURES)}.")
-  if model.attention not in NAMES:
-    faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
   faults += check_patterns("trainable", training.trainable)
   faults += check_patterns("optimizer.no_decay", training.optimizer.no_decay)
-  faults += check_patterns("optimizer.adaptive_clip_on", training.optimizer.adaptive_clip_on)
+  return faults + check_patterns("optimizer.adaptive_clip_on", training.optimizer.adaptive_clip_on)
+
+
+def check(experiment: Experiment) -> list[str]:
+  """Faults that only show when settings are held against one another."""
+  model, faults = experiment.model, []
   if not experiment.frozen_config.language and isinstance(model, FlamingoConfig):
     faults.append(
       "frozen.language is empty; it names a model folder, such as `flamingo import` writes, or a language run."
     )
   if not experiment.stream_configs:
     faults.append("streams: none given; a run reads at least one.")
-  for name, stream in experiment.stream_configs.items():
-    faults += check_stream(name, stream)
   if experiment.zero_shot and not isinstance(model, ContrastiveConfig):
     faults.append(f"zero_shot: given to a {experiment.name} run; only a contrastive one classifies so.")
   if experiment.few_shot.benchmarks and (reason := why_unable(model)):
@@ -311,8 +324,7 @@ def check_patterns(field: str, patterns: tuple[str, ...]) -> list[str]:
 
 def check_flamingo(experiment: Experiment) -> list[str]:
   model = experiment.model
-  faults = check_remat(model)
-  faults += [
+  faults = [
     f"streams.{name}.layout is 'text'; Flamingo reads 'interleaved' and 'pairs'."
     for name, stream in experiment.stream_configs.items()
     if stream.layout == "text"
@@ -347,12 +359,6 @@ def check_flamingo(experiment: Experiment) -> list[str]:
   return faults
 
 
-def check_remat(model: FlamingoConfig | LanguageModelConfig) -> list[str]:
-  if model.remat in POLICIES:
-    return []
-  return [f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}."]
-
-
 def check_packing(experiment: Experiment) -> list[str]:
   """Settings under which a pair would see what else is in its row."""
   model = experiment.model
@@ -370,8 +376,7 @@ def check_packing(experiment: Experiment) -> list[str]:
 
 
 def check_contrastive(experiment: Experiment) -> list[str]:
-  model, trainable = experiment.model, experiment.training.trainable
-  faults = check_remat(model)
+  model, trainable, faults = experiment.model, experiment.training.trainable, []
   if model.loss not in LOSSES:
     faults.append(f"model.loss is {model.loss!r}; it is one of {', '.join(LOSSES)}.")
   if not 0 <= model.label_smoothing < 1 or (model.label_smoothing and model.loss != "softmax"):
@@ -403,8 +408,7 @@ def check_contrastive(experiment: Experiment) -> list[str]:
 
 
 def check_language(experiment: Experiment) -> list[str]:
-  language = experiment.model.language
-  faults = check_remat(experiment.model)
+  language, faults = experiment.model.language, []
   for part, source in dataclasses.asdict(experiment.frozen_config).items():
     if source:
       faults.append(

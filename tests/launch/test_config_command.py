@@ -52,6 +52,19 @@ def test_validate_says_every_fault_at_once(capsys):
     assert part in told
 
 
+def test_a_value_of_the_wrong_kind_hides_no_fault_of_another_group(capsys):
+  faults = {
+    "streams.pages.length": "long",
+    "streams.captions.media": "0",
+    "model.remat": "most",
+    "optimizer.beta2": "2",
+  }
+  told = printed(
+    capsys, "validate", "configs/tiny.py", *(f"--config.{name}={text}" for name, text in faults.items()), code=2
+  )
+  assert sorted(line.partition("tiny.py: ")[2].split(" is ")[0] for line in told.splitlines()) == sorted(faults)
+
+
 def test_what_is_no_config_is_an_error(tmp_path, capsys):
   assert "config.json: missing" in printed(capsys, "show", str(tmp_path), code=2)
   assert "no such config file" in printed(capsys, "show", "configs/nothing.py", code=2)
