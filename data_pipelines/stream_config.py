@@ -1,6 +1,7 @@
 """The settings of a stream, and what can be wrong with them."""
 
 import dataclasses
+import math
 
 from data_pipelines.sequences import PAIR_MARKERS
 
@@ -82,10 +83,11 @@ def check_stream(name: str, config: StreamConfig) -> list[str]:
     faults.append(
       f"streams.{name}.prompt is {config.prompt!r}; leave out the spaces around it: one is put before the caption."
     )
-  if config.weight < 0:
-    faults.append(f"streams.{name}.weight is {config.weight}; it is not negative.")
-  if config.frames_per_second < 0:
-    faults.append(f"streams.{name}.frames_per_second is {config.frames_per_second}; it is not negative.")
+  for field in ("weight", "frames_per_second"):
+    if not 0 <= getattr(config, field) < math.inf:
+      faults.append(f"streams.{name}.{field} is {getattr(config, field)}; it is not negative, and finite.")
+  if not 0 <= config.colour <= 1:
+    faults.append(f"streams.{name}.colour is {config.colour}; it is from 0 to 1.")
   if not 0 <= config.maximum_skipped <= 1:
     faults.append(f"streams.{name}.maximum_skipped is {config.maximum_skipped}; it is a share, from 0 to 1.")
   return faults + check_sources(name, config)

@@ -122,10 +122,12 @@ def convert(wanted: type, value: object, where: str, faults: list[str]):
     return build(wanted, value, where, faults)
   if typing.get_origin(wanted) is tuple:
     return convert_tuple(typing.get_args(wanted)[0], value, where, faults)
-  if wanted is float and type(value) is int and not too_large(value):
+  if wanted is float and type(value) is int and not unfit(value):
     return float(value)
   if type(value) is not wanted:
     faults.append(f"{where} is {value!r}; it is of type {getattr(wanted, '__name__', wanted)}.")
+  elif value != value:  # all comparisons that would find it out of range are false
+    faults.append(f"{where} is {value!r}; it is a number.")
   return value
 
 
@@ -153,7 +155,7 @@ def choose(members: tuple[type, ...], value: object, where: str, faults: list[st
 def convert_tuple(item: type, value: object, where: str, faults: list[str]) -> tuple | None:
   """A tuple of one kind of value, which may come as a list."""
   kinds = (int, float) if item is float else (item,)
-  if isinstance(value, list | tuple) and all(type(each) in kinds and not too_large(each) for each in value):
+  if isinstance(value, list | tuple) and all(type(each) in kinds and not unfit(each) for each in value):
     return tuple(item(element) for element in value)
   example = {str: "('^resampler/',)", int: "(1, 2)", float: "(0.5, 0.5)"}[item]
   name = {str: "strings", int: "whole numbers", float: "numbers"}[item]
@@ -161,9 +163,9 @@ def convert_tuple(item: type, value: object, where: str, faults: list[str]) -> t
   return None
 
 
-def too_large(value: object) -> bool:
-  """Whether this is a whole number that no float can be."""
-  return type(value) is int and abs(value) > sys.float_info.max
+def unfit(value: object) -> bool:
+  """Whether this is a whole number that no float can be, or a float that is no number."""
+  return value != value or (type(value) is int and abs(value) > sys.float_info.max)
 
 
 def unknown(where: str, name: str, known) -> str:

@@ -1,6 +1,7 @@
 """AdamW as in the paper: global-norm clipping, linear warm-up, decay on what the patterns leave."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -37,9 +38,16 @@ def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}, but the run has {total_steps} steps.")
   if config.warmup_steps < 0:
     faults.append(f"optimizer.warmup_steps is {config.warmup_steps}; it is not negative.")
-  for field in ("learning_rate", "clip_norm"):
-    if getattr(config, field) <= 0:
-      faults.append(f"optimizer.{field} is {getattr(config, field)}; it is above 0.")
+  if not 0 < config.learning_rate < math.inf:
+    faults.append(f"optimizer.learning_rate is {config.learning_rate}; it is above 0, and finite.")
+  if config.clip_norm <= 0:
+    faults.append(f"optimizer.clip_norm is {config.clip_norm}; it is above 0.")
+  for field in ("weight_decay", "epsilon"):
+    if not 0 <= getattr(config, field) < math.inf:
+      faults.append(f"optimizer.{field} is {getattr(config, field)}; it is not negative, and finite.")
+  for field in ("beta1", "beta2"):
+    if not 0 <= getattr(config, field) < 1:
+      faults.append(f"optimizer.{field} is {getattr(config, field)}; it is a share below 1.")
   if config.adaptive_clip < 0:
     faults.append(f"optimizer.adaptive_clip is {config.adaptive_clip}; it is above 0, or 0 for none.")
   if (config.adaptive_clip > 0) != bool(config.adaptive_clip_on):

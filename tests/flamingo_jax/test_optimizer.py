@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -48,9 +50,10 @@ def test_only_the_kernels_of_gated_layers_decay(tiny, random_parameters):
 
 
 def test_settings_that_cannot_be_are_named_together():
-  config = OptimizerConfig(schedule="cubic", learning_rate=0.0, warmup_steps=-1, clip_norm=0.0)
-  fields = {fault.split(" is ")[0] for fault in check_optimizer(config, 10)}
-  assert fields == {f"optimizer.{field}" for field in ("schedule", "learning_rate", "warmup_steps", "clip_norm")}
+  wrong = dict(schedule="cubic", learning_rate=0.0, warmup_steps=-1, clip_norm=0.0, weight_decay=-0.1, epsilon=math.inf)
+  wrong |= dict(beta1=1.0, beta2=2.0)
+  fields = {fault.split(" is ")[0] for fault in check_optimizer(OptimizerConfig(**wrong), 10)}
+  assert fields == {f"optimizer.{field}" for field in wrong}
 
 
 def test_a_linear_schedule_has_room_after_the_warm_up():

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -137,6 +138,8 @@ def changed(config: dict, path: str, value) -> dict:
     ("optimizer.warmup_steps", -1),
     ("optimizer.schedule", "cubic"),
     ("optimizer.learning_rate", 0.0),
+    ("optimizer.learning_rate", math.nan),
+    ("optimizer.beta2", 1.0),
     ("frozen.language", ""),
     ("frozen.vision", ""),
     ("streams", {}),
@@ -147,6 +150,8 @@ def changed(config: dict, path: str, value) -> dict:
     ("streams.videos.medium", "audio"),
     ("streams.captions.crop", 0.0),
     ("streams.captions.weight", -1.0),
+    ("streams.captions.weight", math.inf),
+    ("streams.captions.colour", 1.5),
     ("streams.captions.prompt", " Output:"),
     ("streams.captions.length", 3),
     ("streams.captions.source", 7),
