@@ -62,6 +62,7 @@ extras["dev"] = (
     "hypothesis>=6",
     "ipykernel>=6",
     "kubeflow-trainer-api>=2.3",
+    "matplotlib>=3.8",
     "mypy>=1.18",
     "nbclient>=0.10",
     "playwright>=1.45",
