@@ -211,7 +211,9 @@ def add_evaluate(verbs) -> None:
   evaluate.add_argument("--out", help="predictions, scores, report (CHECKPOINT/evaluations/ and the config's name)")
   evaluate.add_argument("--benchmark", action="append", default=[], help="one of the config's; may be repeated (all)")
   evaluate.add_argument("--control", default="", choices=CONTROLS, help="take something away, to see what it is worth")
-  evaluate.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two folders of evaluations; --out: a page")
+  evaluate.add_argument(
+    "--compare", nargs=2, metavar=("A", "B"), help="two folders of evaluations; --out: the page (comparison.html)"
+  )
   add_job(evaluate)
 
 
