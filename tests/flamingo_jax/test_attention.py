@@ -310,6 +310,7 @@ def tpus():
   pytest.importorskip("libtpu")
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TPU_SKIP_MDS_QUERY", "1")  # this machine is none of them
+    patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # other tests compile for TPUs at the same time
     return topologies.get_topology_desc(platform="tpu", topology_name="v4:2x2x1", chip_config_name="megacore").devices
 
 
