@@ -134,7 +134,7 @@ def run_launch(options) -> int:
 
 def run_sweep(options) -> int:
   from launch.launchers import checked
-  from launch.sweep.run import LAUNCHER, run_sweep
+  from launch.sweep.run import LAUNCHER, WAIT, run_sweep
 
   trial = ["--config=of a trial", "--workdir=of a trial"]
   told = make_parser().parse_args(["launch", *(options.launcher or LAUNCHER), *trial])
@@ -142,7 +142,7 @@ def run_sweep(options) -> int:
   if told.dry_run:
     raise UserError("--dry-run: a sweep waits for what it launches. `flamingo launch --dry-run` shows one launch.")
   # A job that Slurm has given up ends its launch, as a trial on this machine does.
-  launcher = [*options.launcher, "--wait"] if told.on == "slurm" else options.launcher
+  launcher = [*options.launcher, WAIT] if told.on == "slurm" else options.launcher
   asked = (options.parallel, options.retries, launcher)
   return run_sweep(options.config, options.overrides, options.workdir, *asked)
 

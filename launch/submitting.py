@@ -44,7 +44,7 @@ def follow(command: list[str], text: str, cancel: list[str]) -> int:
     cancel: a command that, given the number, asks the job to end.
 
   Returns:
-    The code of the job; PREEMPTED after SIGTERM, INTERRUPTED after Ctrl-C.
+    The code of the job; of one that was cancelled before it was done PREEMPTED (SIGTERM) or INTERRUPTED (Ctrl-C).
 
   Raises:
     UserError: there is no such program here, or the job is refused.
@@ -65,7 +65,7 @@ def follow(command: list[str], text: str, cancel: list[str]) -> int:
         subprocess.run([*cancel, number], check=False)
         cancelled = True
       time.sleep(LOOK)
-  if asked:
+  if asked and waiting.returncode != DONE:
     return PREEMPTED if asked[0] == signal.SIGTERM else INTERRUPTED
   return waiting.returncode
 

@@ -24,6 +24,7 @@ LOOK = 10.0  # seconds between looks at the record of a trial that may be pruned
 FAILURES = 1  # the exit code where a trial failed
 LAUNCHER = ("--on=local",)
 LAUNCHER_SAYS = "flamingo launch:"
+WAIT = "--wait"  # makes the launch of a job last as long as the job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,8 @@ class Trials:
 
   def settle(self, each: Running, code: int) -> None:
     """What follows the end of a launch: the end of its trial, another launch, or waiting for what it submitted."""
-    if code == DONE and last_step(self.sweep.workdir(each.trial) / METRICS) < each.trial.steps:
+    made = last_step(self.sweep.workdir(each.trial) / METRICS)
+    if code == DONE and made < each.trial.steps and WAIT not in self.sweep.launcher:
       return  # a cluster has it
     found = self.sweep.look(each.trial, outcomes.RUNNING)
     self.running.remove(each)

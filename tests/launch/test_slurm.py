@@ -200,8 +200,9 @@ def test_a_launch_that_waits_and_is_asked_to_end_cancels_its_job(cluster, tmp_pa
   assert "saved" in (tmp_path / "mine.logs" / "process-0.log").read_text()
 
 
-def test_a_sweep_hears_of_a_job_that_was_given_up(cluster, tmp_path, capfd):
-  (cluster / "sbatch").write_text("#!/bin/sh\necho 5123; exit 1\n")
+@pytest.mark.parametrize("code", [1, 0])
+def test_a_sweep_hears_of_a_job_that_is_over_without_its_steps(cluster, tmp_path, capfd, code):
+  (cluster / "sbatch").write_text(f"#!/bin/sh\necho 5123; exit {code}\n")
   file = tmp_path / "sweep_file.py"
   body = "return sweep.trials('configs/tiny.py', [{'seed': 1}], 'heldout/text_loss/pages')"
   file.write_text(f"from configs import sweep\n\ndef get_sweep():\n  {body}\n")
