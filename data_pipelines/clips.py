@@ -1,14 +1,19 @@
 """Encoded videos to frames, by PyAV: which frames a clip has, told by when they are shown; only these become pixels."""
 
 import contextlib
+import dataclasses
 import io
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import av
 import numpy as np
 from PIL import Image
 
 from data_pipelines.media import DECODE_ERRORS, MediaError, check_pixels, pad, scale
+
+Frame = TypeVar("Frame")
 
 # Containers that hold their own frames: others of FFmpeg, such as concat and HLS, are lists of files to open.
 CONTAINERS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
@@ -44,16 +49,19 @@ def read_clip(
     MediaError: `broken_video` if the file is no video or ends within a frame, `too_large` if its frames claim too
       many pixels, `empty_video` if the span has no frame.
   """
-  times = frame_times(encoded)
+  index = read_index(encoded)
+  times = index.times
   begin, end = times[0] + span[0], times[0] + span[1]
   inside = times[(begin <= times) & (times < end)]
   if not len(inside):
     raise MediaError("empty_video", f"no frame between {span[0]:.2f} and {span[1]:.2f} s of {np.ptp(times):.2f} s")
-  with open_video(encoded) as (container, stream):
-    timed = ((second(frame.pts, stream), frame) for frame in container.decode(stream) if frame.pts is not None)
-    shown = ((time, frame) for time, frame in timed if begin <= time < end)
-    clip = nearest(shown, moments(inside, frames, per_second, start))
-    return np.stack([scale(frame.to_ndarray(format="rgb24"), size) for frame in clip])
+  wanted = moments(inside, frames, per_second, start)
+  drawn = [time for time, _ in nearest(zip(inside, inside, strict=True), wanted)]
+  clip = nearest(decoded(encoded, index.entry(drawn[0]), frozenset(drawn)), drawn)
+  if [time for time, _ in clip] != drawn:  # its packets promise what does not come, or not from that one on
+    whole = decoded(encoded, 0, frozenset(inside))
+    clip = nearest(((time, frame) for time, frame in whole if begin <= time < end), wanted)
+  return np.stack([scale(frame.to_ndarray(format="rgb24"), size) for _, frame in clip])
 
 
 @contextlib.contextmanager
@@ -77,19 +85,55 @@ def cap_pixels(stream: av.VideoStream) -> None:
   stream.codec_context.options = {"max_pixels": str(Image.MAX_IMAGE_PIXELS)}
 
 
-def frame_times(encoded: bytes) -> np.ndarray:
-  """When each frame is shown, float64 [T], seconds, rising; told by the packets, without decoding."""
-  seconds = []
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """What the packets of a film tell of it without being decoded.
+
+  Attributes:
+    times: when each frame is shown, float64 [T], seconds, rising.
+    entries: the second and the number of every packet with which decoding can begin.
+  """
+
+  times: np.ndarray
+  entries: tuple[tuple[float, int], ...]
+
+  def entry(self, time: float) -> int:
+    """The last packet with which a decoder can begin and still show all frames of that second."""
+    return max((number for begins, number in self.entries if begins < time), default=0)
+
+
+def read_index(encoded: bytes) -> Index:
+  """Raises MediaError: `broken_video` if a packet is cut off, `empty_video` if there is none."""
+  times, entries = [], []
   with open_video(encoded) as (container, stream):
-    for packet in container.demux(stream):
+    for number, packet in enumerate(container.demux(stream)):
       if packet.is_corrupt:  # cut off: it would decode to a frame with holes, and the film would just be shorter
-        raise MediaError("broken_video", f"it ends within a frame, after {len(seconds)} frames")
+        raise MediaError("broken_video", f"it ends within a frame, after {len(times)} frames")
       stamp = packet.dts if packet.pts is None else packet.pts
-      if stamp is not None and not packet.is_discard:
-        seconds.append(second(stamp, stream))
-  if not seconds:
+      if stamp is None:
+        continue
+      if packet.is_keyframe:
+        entries.append((second(stamp, stream), number))
+      if not packet.is_discard:
+        times.append(second(stamp, stream))
+  if not times:
     raise MediaError("empty_video", "no frame at all")
-  return np.sort(seconds)
+  return Index(np.sort(times), tuple(entries))
+
+
+def decoded(encoded: bytes, entry: int, needed: frozenset[float]) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Frames and when they are shown, in that order, from a packet on; at least those of the seconds `needed`.
+
+  Of the others, those from which no frame is predicted are left out: more than half of most films.
+  """
+  with open_video(encoded) as (container, stream):
+    stream.codec_context.open(strict=False)  # before it is told what to leave out: AV1's would keep to the first
+    for packet in itertools.islice(container.demux(stream), entry, None):
+      left_out = packet.pts is not None and second(packet.pts, stream) not in needed
+      stream.codec_context.skip_frame = "NONREF" if left_out else "DEFAULT"
+      for frame in packet.decode():
+        if frame.pts is not None:
+          yield second(frame.pts, stream), frame
 
 
 def second(stamp: int, stream: av.VideoStream) -> float:
@@ -107,8 +151,8 @@ def moments(times: np.ndarray, frames: int, per_second: float, start: float) -> 
   return wanted[wanted <= last + 0.5 / per_second]
 
 
-def nearest(shown: Iterable[tuple[float, av.VideoFrame]], wanted: np.ndarray) -> list[av.VideoFrame]:
-  """For each of the rising moments the frame that is nearest to it; no more is decoded than that takes.
+def nearest(shown: Iterable[tuple[float, Frame]], wanted: Sequence[float] | np.ndarray) -> list[tuple[float, Frame]]:
+  """For each of the rising moments the frame that is nearest to it, and when; no more are taken than that needs.
 
   Raises:
     MediaError: `broken_video` if there is no frame at all, though the file's index has some.
@@ -117,10 +161,11 @@ def nearest(shown: Iterable[tuple[float, av.VideoFrame]], wanted: np.ndarray) ->
   for time, frame in shown:
     while len(chosen) < len(wanted) and wanted[len(chosen)] <= time:
       moment = wanted[len(chosen)]
-      chosen.append(before[1] if before is not None and moment - before[0] <= time - moment else frame)
+      is_before_nearer = before is not None and moment - before[0] <= time - moment
+      chosen.append(before if is_before_nearer else (time, frame))
     if len(chosen) == len(wanted):
       return chosen
     before = time, frame
   if before is None:
     raise MediaError("broken_video", "none of its frames can be decoded")
-  return chosen + [before[1]] * (len(wanted) - len(chosen))
+  return chosen + [before] * (len(wanted) - len(chosen))

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
-from data_pipelines.clips import frame_times
+from data_pipelines.clips import read_index
 from data_pipelines.features import features_info
 from data_pipelines.inspection.explain import file_format
 from data_pipelines.media import MediaError
@@ -96,6 +96,6 @@ def first_media(shards: Shards) -> Iterator[bytes]:
 
 def is_video(encoded: bytes) -> bool:
   try:
-    return len(frame_times(encoded)) > 0
+    return len(read_index(encoded).times) > 0
   except MediaError:
     return False

@@ -1,3 +1,4 @@
+import fractions
 import io
 import wave
 
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.clips import decode_clip, frame_times
+from data_pipelines.clips import decode_clip, decoded, read_clip, read_index
 from data_pipelines.media import PADDING, MediaError
 
 
@@ -140,7 +141,7 @@ def film_at(tmp_path, stamps: list[int], name: str = "film.mp4") -> bytes:
 
 def test_frames_of_a_variable_rate_are_told_by_when_they_are_shown(tmp_path):
   film = film_at(tmp_path, [0, 40, 80, 1000, 1900, 2100, 3000, 5000])
-  assert frame_times(film) == pytest.approx([0, 0.04, 0.08, 1, 1.9, 2.1, 3, 5])
+  assert read_index(film).times == pytest.approx([0, 0.04, 0.08, 1, 1.9, 2.1, 3, 5])
   pictures, exists = clip(film, frames=5, per_second=1)
   assert exists.all()
   assert frame_numbers(pictures)[:2] == [0, 3]
@@ -194,3 +195,66 @@ def test_a_film_of_huge_frames_is_refused_before_it_is_decoded(stairs, monkeypat
   with pytest.raises(MediaError, match="32 x 32 pixels") as caught:
     clip(stairs, frames=2, per_second=1)
   assert caught.value.cause == "too_large"
+
+
+FILMS = {
+  "frames from both sides": ("mp4", "libx264", {"g": "12", "bf": "3"}),
+  "frames from across an entry": ("mkv", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+  "entries that take frames to recover": ("mkv", "libx264", {"x264-params": "intra-refresh=1:keyint=12"}),
+  "without a time of its first frame": ("ts", "mpeg2video", {"g": "12", "bf": "2"}),
+  "of another family": ("webm", "libvpx", {"g": "12", "lag-in-frames": "8", "auto-alt-ref": "1"}),
+  "whose decoder leaves out what it was told first": ("mp4", "libsvtav1", {"g": "12", "preset": "12"}),
+}
+
+
+@pytest.fixture(scope="module", params=FILMS)
+def moving(request, tmp_path_factory):
+  """Four seconds of noise that moves, 25 frames each, in which no two frames are equal."""
+  ending, codec, options = FILMS[request.param]
+  path = tmp_path_factory.mktemp("moving") / f"film.{ending}"
+  noise = np.random.default_rng(0).integers(0, 256, (64, 264, 3), np.uint8)
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=25, options=options)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    for number in range(100):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(noise[:, 2 * number : 2 * number + 64]))
+      frame.pts, frame.time_base = number, fractions.Fraction(1, 25)
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+  return path.read_bytes()
+
+
+def all_frames(encoded: bytes) -> tuple[np.ndarray, np.ndarray]:
+  """Seconds float64 [T] and pixels uint8 [T, H, W, 3] of a whole film, decoded from its beginning."""
+  with av.open(io.BytesIO(encoded)) as container:
+    frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+  times, pictures = zip(*frames, strict=True)
+  return np.array(times), np.stack(pictures)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.37, 0.71, 0.999])
+@pytest.mark.parametrize(
+  ("frames", "per_second", "begin"), [(1, 1.0, 0.0), (4, 8.0, 0.0), (6, 0.0, 1.3), (5, 3.7, 2.1)]
+)
+def test_what_is_left_out_changes_no_frame(moving, frames, per_second, begin, start):
+  times, pictures = all_frames(moving)
+  assert len(times) == 100
+  inside = times[times >= times[0] + begin]
+  if per_second:
+    first = inside[0] + start * max(inside[-1] - inside[0] - (frames - 1) / per_second, 0)
+    wanted = first + np.arange(frames) / per_second
+    wanted = wanted[wanted <= inside[-1] + 0.5 / per_second]
+  else:
+    wanted = inside[[int((part + 0.5) / frames * len(inside)) for part in range(frames)]]
+  nearest = inside[np.abs(inside - wanted[:, None]).argmin(axis=1)]
+  found = read_clip(moving, 64, frames=frames, per_second=per_second, span=(begin, np.inf), start=start)
+  np.testing.assert_array_equal(found, pictures[np.searchsorted(times, nearest)])
+
+
+@pytest.mark.parametrize("moving", ["frames from both sides"], indirect=True)
+def test_a_clip_late_in_a_film_is_decoded_from_the_entry_before_it(moving):
+  index = read_index(moving)
+  assert len(index.entries) == 9
+  late = decoded(moving, index.entry(3.9), frozenset([3.9]))
+  assert 0 < len(list(late)) < 20
