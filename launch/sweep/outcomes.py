@@ -91,11 +91,15 @@ def read_lines(workdir: pathlib.Path) -> list[dict]:
 
 def value_of(line: Mapping, field: str) -> float | None:
   """A field of a line, or the mean of all that a * fits; None where there is none, or one is not finite."""
-  names = fnmatch.filter(line, field) if "*" in field else [name for name in (field,) if name in line]
-  values = [line[name] for name in names]
+  values = [line[name] for name in names_of(line, field)]
   if not values or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
     return None
   return float(np.mean(values))
+
+
+def names_of(line: Mapping, field: str) -> list[str]:
+  """Those of a line that a field means."""
+  return fnmatch.filter(line, field) if "*" in field else [name for name in (field,) if name in line]
 
 
 def settings_of(results: Sequence[Result]) -> list[Setting]:

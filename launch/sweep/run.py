@@ -1,6 +1,7 @@
 """`flamingo sweep`: runs the trials of a sweep through a launcher, several at a time, and says what they came to."""
 
 import dataclasses
+import difflib
 import json
 import pathlib
 import signal
@@ -20,7 +21,7 @@ from launch.sweep.settings import StudyConfig, SweepConfig, Trial, make_trials, 
 from launch.sweep.summary import summarize, table
 
 TICK = 0.5  # seconds between looks at the processes
-LOOK = 10.0  # seconds between looks at the record of a trial that may be pruned
+LOOK = 10.0  # seconds between looks at the record of a trial
 FAILURES = 1  # the exit code where a trial failed
 LAUNCHER = ("--on=local",)
 LAUNCHER_SAYS = "flamingo launch:"
@@ -76,20 +77,41 @@ class Sweep:
       state, why = outcomes.DONE, ""
       if not points or points[-1][0] != step:
         state, why = outcomes.FAILED, f"metrics.jsonl has no finite {self.config.outcome} at its last step"
+      why = self.unrecorded(trial, lines) or why
     found = {field: value_of(lines[-1], field) for field in self.config.also} if lines else {}
     others = {field: value for field, value in found.items() if value is not None}
     return Result(trial, state, step, points[-1][1] if points else None, others, why)
 
+  def unrecorded(self, trial: Trial, lines: Sequence[dict]) -> str:
+    """Why a trial can have no outcome: it was evaluated, and no field is of that name. Empty if it can."""
+    first = min(trial.raw["evaluate_every"], trial.steps)
+    evaluated = [line for line in lines if line["step"] <= first]
+    if not evaluated or evaluated[-1]["step"] < first:
+      return ""
+    names = {name: None for line in evaluated for name in line}  # in a round robin a line has one stream's alone
+    if outcomes.names_of(names, self.config.outcome):
+      return ""
+    near = difflib.get_close_matches(self.config.outcome, names, n=3) or names
+    return f"outcome is {self.config.outcome!r}, which metrics.jsonl does not have. Is it one of {', '.join(near)}?"
+
 
 @dataclasses.dataclass
 class Running:
-  """A launch of a trial under way, and which one it is of it."""
+  """A launch of a trial under way.
+
+  Attributes:
+    trial: which.
+    process: of the launch.
+    attempt: which one it is of the trial.
+    ending: the state and the reason with which it was asked to end; None while it was not.
+    looked: when its record was last read, of `time.monotonic`.
+  """
 
   trial: Trial
   process: subprocess.Popen
   attempt: int
-  pruned: bool = False
-  looked: float = 0.0  # when its record was last read, of `time.monotonic`
+  ending: tuple[str, str] | None = None
+  looked: float = 0.0
 
 
 def run_sweep(
@@ -185,18 +207,22 @@ class Trials:
   def look_after(self, asked: list[int]) -> None:
     for each in list(self.running):
       code = each.process.poll()
-      if code is None and self.plan.prunes:
-        self.maybe_prune(each)
-      elif code is not None and not asked:
+      if code is None:
+        self.watch(each)
+      elif not asked:
         self.settle(each, code)
 
-  def maybe_prune(self, each: Running) -> None:
-    if each.pruned or time.monotonic() - each.looked < LOOK:
+  def watch(self, each: Running) -> None:
+    """Asks a launch to end whose trial falls behind, or can have no outcome."""
+    if each.ending or time.monotonic() - each.looked < LOOK:
       return
     each.looked = time.monotonic()
-    _, points = points_of(read_lines(self.sweep.workdir(each.trial)), self.sweep.config.outcome)
-    if self.plan.reached(each.trial, points):
-      each.pruned = True
+    lines = read_lines(self.sweep.workdir(each.trial))
+    if why := self.sweep.unrecorded(each.trial, lines):
+      each.ending = outcomes.FAILED, why
+    elif self.plan.prunes and self.plan.reached(each.trial, points_of(lines, self.sweep.config.outcome)[1]):
+      each.ending = outcomes.PRUNED, ""
+    if each.ending:
       each.process.send_signal(signal.SIGTERM)
 
   def settle(self, each: Running, code: int) -> None:
@@ -206,8 +232,9 @@ class Trials:
       return  # a cluster has it
     found = self.sweep.look(each.trial, outcomes.RUNNING)
     self.running.remove(each)
-    if found.state == outcomes.RUNNING and each.pruned:
-      found = dataclasses.replace(found, state=outcomes.PRUNED)
+    if found.state == outcomes.RUNNING and each.ending:
+      state, why = each.ending
+      found = dataclasses.replace(found, state=state, why=why)
     elif found.state == outcomes.RUNNING and code != USER_FAULT and each.attempt <= self.retries:
       self.running.append(self.launch(each.trial, each.attempt + 1))
       return

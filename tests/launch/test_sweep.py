@@ -19,10 +19,10 @@ from configs import sweep
 from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
 from flamingo_jax.training.metrics import read_metrics
 from launch.config_view import diff
-from launch.sweep import outcomes
+from launch.sweep import outcomes, run
 from launch.sweep.chart import parallel_coordinates
 from launch.sweep.outcomes import Result, half_interval, importances, points_of, read_lines, settings_of, value_of
-from launch.sweep.plans import StudyPlan
+from launch.sweep.plans import ListPlan, StudyPlan
 from launch.sweep.settings import Trial, TrialsConfig, make_trials, read_sweep, trial_name
 from launch.sweep.summary import summarize, winning_config
 
@@ -254,6 +254,33 @@ def command(*arguments: str, **options) -> subprocess.Popen:
   return subprocess.Popen(
     started, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
   )
+
+
+def evaluated(workdir: pathlib.Path, **found: float) -> None:
+  """Writes a record whose second step was evaluated."""
+  workdir.mkdir(parents=True)
+  lines = [dict(step=1, loss=2.0), dict(step=2, loss=1.9) | found]
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_trial_whose_outcome_nobody_records_is_ended_at_its_first_evaluation(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(run, "LOOK", 0.0)
+  monkeypatch.setattr(run.Sweep, "command", lambda self, trial: ["sleep", "600"])
+  config = TrialsConfig("x.py", [{}], "heldout/loss/page")
+  trials = [Trial(name, "x.py", {}, dict(total_steps=100, evaluate_every=2)) for name in ("wrong", "young")]
+  swept = run.Sweep("x.py", config, {}, tmp_path, run.LAUNCHER)
+  (tmp_path / "logs").mkdir()
+  evaluated(swept.workdir(trials[0]), **{"heldout/loss/pages": 3.0, "heldout/loss/captions": 3.0})
+  asked: list[int] = []
+  under_way = run.Trials(swept, ListPlan(trials), retries=1)
+  began = time.monotonic()
+  monkeypatch.setattr(under_way, "end", lambda result: (asked.append(signal.SIGTERM), results.append(result)))
+  results: list[Result] = []
+  under_way.run(2, asked)
+  assert time.monotonic() - began < 60  # and not the ten minutes that it would have gone on
+  assert [(each.trial.name, each.state) for each in results] == [("wrong", outcomes.FAILED)]
+  assert "outcome is 'heldout/loss/page'" in results[0].why
+  assert "Is it one of heldout/loss/pages" in results[0].why
 
 
 def test_real_trials_are_stopped_gone_on_with_and_set_side_by_side(small_data, tmp_path):
