@@ -87,29 +87,32 @@ class Stream:
   seed: int
   training: bool
 
-  def batches(self, start: int = 0, *, host: int = 0, hosts: int = 1, pool: Pool | None = None) -> Iterator[Batch]:
+  def batches(
+    self, start: int = 0, *, own: Sequence[int] = (0,), parts: int = 1, pool: Pool | None = None
+  ) -> Iterator[Batch]:
     """Batches start, start + 1, ...: this host's rows of each, as numpy arrays (docs/batch.md).
 
     Args:
       start: the first step.
-      host: which part of each batch to read.
-      hosts: of how many parts.
+      own: the parts of each batch that are read; their rows follow each other.
+      parts: that a batch is cut into.
       pool: whose threads read and decode, however many; None: one of its own.
 
     Raises:
-      UserError: the global batch does not divide by the number of hosts.
+      UserError: the global batch does not divide by the number of parts, or there are no lengths to plan rows from.
     """
-    if self.config.batch_size % hosts:
+    if self.config.batch_size % parts:
       raise UserError(
-        f"A batch of {self.config.batch_size} rows does not divide by {hosts} hosts; choose a multiple of {hosts}."
+        f"A batch of {self.config.batch_size} rows does not divide into {parts} parts; choose a multiple of {parts}."
       )
-    local = self.config.batch_size // hosts
-    shapes = {name: (dtype, (local, *shape)) for name, (dtype, shape) in self.shapes().items()}
+    _ = self.plans  # made here, since TensorFlow would pass on no error as what it is
+    whole = np.arange(self.config.batch_size).reshape(parts, -1)
+    rows = whole[list(own)].ravel()
+    shapes = {name: (dtype, (len(rows), *shape)) for name, (dtype, shape) in self.shapes().items()}
     pool = pool or decoding_pool()
 
     def read(step: np.ndarray) -> list[np.ndarray]:
-      first = int(step) * self.config.batch_size + host * local
-      batch = self.batch(np.arange(first, first + local), pool)
+      batch = self.batch(int(step) * self.config.batch_size + rows, pool)
       return [batch[name] for name in shapes]
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -28,7 +28,7 @@ from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.ops.attention import NAMES
 from flamingo_jax.ops.remat import POLICIES
-from flamingo_jax.parallel.mesh import SPREADS, data_hosts, make_mesh
+from flamingo_jax.parallel.mesh import SPREADS, data_parts, make_mesh
 from flamingo_jax.training.checkpoints import check_checkpoints
 from flamingo_jax.training.config import MIXTURES, Feed, Frozen, TrainingConfig
 from flamingo_jax.training.guards import check_guards
@@ -128,12 +128,12 @@ class Experiment:
       skipped: a file that names what is left out of them.
     """
     streams = self.streams("train", training=True)
-    host, hosts = self.data_hosts()
+    own, parts = self.data_parts()
 
     in_turns = self.training.mixture == "round_robin"
 
     def batches_from(step: int):
-      batches = (round_robin if in_turns else mixture)(streams, step, host=host, hosts=hosts)
+      batches = (round_robin if in_turns else mixture)(streams, step, own=own, parts=parts)
       yield from without_skipped(batches, self.stream_configs, step, skipped)
 
     def records(number: int) -> dict[str, list[list[str]]]:
@@ -163,12 +163,12 @@ class Experiment:
     """The first batches of a stream; at most all of its records, once."""
     size = stream.config.batch_size
     whole = min(self.evaluation.batches, max(stream.epoch_rows // size, 1))
-    host, hosts = self.data_hosts()
-    return [strip(batch) for batch in itertools.islice(stream.batches(0, host=host, hosts=hosts), whole)]
+    own, parts = self.data_parts()
+    return [strip(batch) for batch in itertools.islice(stream.batches(0, own=own, parts=parts), whole)]
 
-  def data_hosts(self) -> tuple[int, int]:
-    """Which part of each batch this host reads, of how many."""
-    return data_hosts(make_mesh(self.training.mesh))
+  def data_parts(self) -> tuple[tuple[int, ...], int]:
+    """Which parts of each batch this host reads, of how many."""
+    return data_parts(make_mesh(self.training.mesh))
 
   def frozen(self) -> Frozen:
     """Reads the frozen parts, and what trained ones start from. Raises UserError when something is not as it should."""

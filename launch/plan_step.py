@@ -11,7 +11,7 @@ from rich.table import Table
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.vision.towers import FeaturesConfig
-from flamingo_jax.parallel.mesh import make_mesh
+from flamingo_jax.parallel.mesh import check_hosts, make_mesh
 from flamingo_jax.planning.estimate import Estimate, argument_bytes, estimate
 from flamingo_jax.planning.flops import total
 from flamingo_jax.planning.parameters import parameter_counts
@@ -44,6 +44,7 @@ def plan_step(path: str, overrides: dict[str, str], topology: str, steps: int | 
   experiment = read_accumulating(path, overrides)
   slice_ = open_topology(topology)
   check_fit(experiment.objective(), experiment.training, experiment.rows, len(slice_.devices))
+  check_hosts(make_mesh(experiment.training.mesh, slice_.devices))
   try:
     found = compiled_estimate(experiment, slice_)
   except TooLarge as error:

@@ -1,6 +1,7 @@
 """The device mesh and the one table that says how arrays lie on it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -117,25 +118,51 @@ def place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def data_hosts(mesh: Mesh) -> tuple[int, int]:
-  """Which part of each batch this host reads, of how many: hosts that a model is spread over read the same rows.
+def data_parts(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+  """Which parts of each batch this host reads, rising, of how many: those of its own devices.
+
+  A batch has a part for each place along replica and fsdp. Which are a host's depends on how the mesh lies in the
+  torus; hosts that a model is spread over read the same.
 
   Raises:
-    UserError: the rows of this host's devices are not one block of the batch.
+    UserError: as `check_hosts` does.
   """
-  rows = mesh.devices.reshape(-1, mesh.shape["model"])
-  here = jax.process_index()
-  own = [row for row in range(len(rows)) if any(device.process_index == here for device in rows[row])]
-  first, count = own[0], len(own)
-  if own != list(range(first, first + count)) or len(rows) % count or first % count:
+  check_hosts(mesh)
+  return parts_by_host(mesh)[jax.process_index()], mesh.size // mesh.shape["model"]
+
+
+def check_hosts(mesh: Mesh) -> None:
+  """Raises UserError where hosts share a part of what they read, but not all of it: it could not be counted once."""
+  parts, model = parts_by_host(mesh), mesh.shape["model"]
+  kinds = set(parts.values())
+  if len({len(kind) for kind in kinds}) > 1 or sum(map(len, kinds)) > mesh.size // model:
     raise UserError(
-      f"mesh: the {count} parts of a batch on host {here} are not one block of its {len(rows)}. Let mesh.model be a "
-      f"multiple or a divisor of the {jax.local_device_count()} devices of a host."
+      "mesh: some hosts would share a part of the rows that they read, and not all. Let mesh.model, "
+      f"{model}, be a multiple or a divisor of the {mesh.size // len(parts)} devices of a host."
     )
-  return first // count, len(rows) // count
+
+
+@functools.lru_cache(maxsize=8)
+def parts_by_host(mesh: Mesh) -> dict[int, tuple[int, ...]]:
+  """Of each host, by process, the parts of a batch that lie on its devices."""
+  found: dict[int, set[int]] = {}
+  for part, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["model"])):
+    for device in devices:
+      found.setdefault(device.process_index, set()).add(part)
+  return {host: tuple(sorted(parts)) for host, parts in found.items()}
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This host's rows to arrays of the global batch."""
-  sharding = batch_sharding(mesh)
-  return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+  """This host's rows, those of its `data_parts` one after the other, to arrays of the global batch."""
+  (own, parts), sharding = data_parts(mesh), batch_sharding(mesh)
+
+  def spread(array: np.ndarray) -> jax.Array:
+    count = len(array) // len(own)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      place = own.index((index[0].start or 0) // count)
+      return array[place * count : (place + 1) * count]
+
+    return jax.make_array_from_callback((count * parts, *array.shape[1:]), sharding, part)
+
+  return {name: spread(array) for name, array in batch.items()}

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from flamingo_jax.parallel.mesh import AXES, data_hosts, replicated
+from flamingo_jax.parallel.mesh import AXES, data_parts, replicated
 
 HostSeconds = Callable[[float], jax.Array]
 Tally = Callable[[dict[str, int], float, int], tuple[jax.Array, jax.Array, jax.Array]]
@@ -23,12 +23,13 @@ def make_tally(mesh: Mesh) -> Tally:
     sorted name; the seconds of the host that waited longest; the most that one wants). All hosts call it together, with
     the same names. Where a model lies over several hosts, these read the same rows; what they count is counted once.
   """
-  _, parts = data_hosts(mesh)
+  own, parts = data_parts(mesh)
+  telling = mesh.size * len(own) // parts  # devices whose hosts read the same
 
   @functools.partial(jax.jit, out_shardings=replicated(mesh))
   def over_devices(counts: jax.Array, others: jax.Array):
     waited, wanted = others.max(axis=0)
-    return counts.sum(axis=0) // (mesh.size // parts), waited, wanted  # so many devices say the same
+    return counts.sum(axis=0) // telling, waited, wanted
 
   def tally(counts: dict[str, int], waited: float, wanted: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     own = np.asarray([counts[name] for name in sorted(counts)], np.int32)

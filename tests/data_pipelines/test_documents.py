@@ -101,7 +101,7 @@ def test_a_batch_is_a_function_of_its_number_for_any_number_of_hosts(stream):
   later = take(text, 2, start=4)
   for name, array in later.items():
     np.testing.assert_array_equal(array, whole[name][4 * BATCH_SIZE :], err_msg=name)
-  halves = [take(text, 6, host=host, hosts=2) for host in range(2)]
+  halves = [take(text, 6, own=[host], parts=2) for host in range(2)]
   for name, array in whole.items():
     parts = [half[name].reshape(6, BATCH_SIZE // 2, *array.shape[1:]) for half in halves]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1).reshape(array.shape), array, err_msg=name)

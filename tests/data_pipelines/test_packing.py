@@ -137,7 +137,7 @@ def numbers(stream, batch):
 def test_the_global_batch_does_not_depend_on_the_number_of_hosts(stream, pairs, hosts):
   read = stream(pairs, **AUGMENTED)
   alone = take(read, 5)
-  shares = [take(read, 5, host=host, hosts=hosts) for host in range(hosts)]
+  shares = [take(read, 5, own=[host], parts=hosts) for host in range(hosts)]
   for step in range(5):
     assert_equal(joined([share[step] for share in shares]), alone[step])
 

@@ -103,14 +103,20 @@ def test_the_global_batch_does_not_depend_on_the_number_of_hosts(stream, pairs, 
   examples = pairs if layout == "pairs" else pages
   read = stream(examples, layout=layout, media=2, batch_size=8, **FULL_COLOUR)
   alone = take(read, 3)
-  shares = [take(read, 3, host=host, hosts=hosts) for host in range(hosts)]
+  shares = [take(read, 3, own=[host], parts=hosts) for host in range(hosts)]
   for step in range(3):
     assert_equal(joined([share[step] for share in shares]), alone[step])
 
 
+def test_the_rows_of_parts_that_lie_apart_follow_each_other(stream, pairs):
+  read = stream(pairs, batch_size=8, **FULL_COLOUR)
+  for part, whole in zip(take(read, 3, own=(1, 3), parts=4), take(read, 3), strict=True):
+    assert_equal(part, {name: array[[2, 3, 6, 7]] for name, array in whole.items()})
+
+
 def test_a_batch_that_does_not_divide_by_the_hosts_is_refused(stream, pairs):
-  with pytest.raises(UserError, match="8 rows does not divide by 3 hosts"):
-    stream(pairs, batch_size=8).batches(0, host=0, hosts=3)
+  with pytest.raises(UserError, match="8 rows does not divide into 3 parts"):
+    stream(pairs, batch_size=8).batches(0, own=[0], parts=3)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -395,7 +401,7 @@ def test_several_sources_keep_hosts_and_resuming(stream, pairs, letters, hosts, 
   alone = take(read, 6)
   for host in range(hosts):
     rows = slice(host * 8 // hosts, (host + 1) * 8 // hosts)
-    for share, whole in zip(take(read, 2, 4, host=host, hosts=hosts), alone[4:], strict=True):
+    for share, whole in zip(take(read, 2, 4, own=[host], parts=hosts), alone[4:], strict=True):
       assert_equal(share, {name: array[rows] for name, array in whole.items()})
 
 
@@ -615,9 +621,9 @@ def test_held_out_pages_are_random_in_their_window_alone(stream, pages):
 def test_a_mixture_is_the_same_batch_of_every_stream(stream, pairs, pages):
   streams = dict(pairs=stream(pairs, batch_size=4), pages=stream(pages, layout="interleaved", batch_size=2))
   for host in range(2):
-    mixed = list(itertools.islice(mixture(streams, 3, host=host, hosts=2), 2))
+    mixed = list(itertools.islice(mixture(streams, 3, own=[host], parts=2), 2))
     for name, one in streams.items():
-      for step, batch in enumerate(take(one, 2, 3, host=host, hosts=2)):
+      for step, batch in enumerate(take(one, 2, 3, own=[host], parts=2)):
         assert_equal(mixed[step][name], batch)
 
 

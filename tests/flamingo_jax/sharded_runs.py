@@ -6,13 +6,14 @@ import pathlib
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.vit import VitConfig
-from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_hosts, global_batch, make_mesh
+from flamingo_jax.parallel.mesh import MeshConfig, ShardingConfig, data_parts, global_batch, make_mesh, parts_by_host
 from flamingo_jax.training.checkpoints import About, Checkpoints
 from flamingo_jax.training.config import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective, flamingo_objective
@@ -52,6 +53,12 @@ def objective_with(remat: str) -> Objective:
   return flamingo_objective(dataclasses.replace(MODEL, remat=remat))
 
 
+def devices_as(mesh: list[int], apart: bool) -> Mesh:
+  """The devices of the job as a mesh; with `apart` those of each process lie between those of the others."""
+  devices = sorted(jax.devices(), key=lambda device: device.id % jax.local_device_count()) if apart else jax.devices()
+  return make_mesh(MeshConfig(*mesh), devices)
+
+
 def run(
   mesh: list[int],
   sharding: dict | None = None,
@@ -59,6 +66,7 @@ def run(
   streams: tuple[str, ...] = ("pages",),
   workdir: str | None = None,
   steps: int = STEPS,
+  apart: bool = False,
 ) -> list[float]:
   """The loss of every step of a run, gates open from the first update on.
 
@@ -73,7 +81,7 @@ def run(
     sharding=ShardingConfig(**sharding or {}),
   )
   rate = learning_rate(training.optimizer, STEPS)
-  optimizer, devices = make_optimizer(training.optimizer, rate), make_mesh(MeshConfig(*mesh))
+  optimizer, devices = make_optimizer(training.optimizer, rate), devices_as(mesh, apart)
   with jax.set_mesh(devices):
     _, names, _ = split_shapes(objective, devices, training.trainable)
     random = np.random.default_rng(0)
@@ -88,8 +96,8 @@ def run(
     if workdir:
       checkpoints = Checkpoints(pathlib.Path(workdir))
       start, state = checkpoints.restore_newest(state, About(), (), print)
-    host, hosts = data_hosts(devices)
-    own = slice(host * ROWS // hosts, (host + 1) * ROWS // hosts)
+    parts, count = data_parts(devices)
+    own = np.arange(ROWS).reshape(count, -1)[list(parts)].ravel()
     found = []
     batches = {name: make_batch(place) for place, name in enumerate(weights)}
     local = {name: {key: array[own] for key, array in batch.items()} for name, batch in batches.items()}
@@ -103,11 +111,12 @@ def run(
   return found
 
 
-def tallied(mesh: list[int]) -> tuple[list[int], float, list[float]]:
+def tallied(mesh: list[int], apart: bool) -> tuple[list[int], float, list[float]]:
   """What a job counts whose parts of the batch, from 0, skip 1, 2, ... and 0, 5, ... things, and whose processes wait
   half a second, a second, ..., and take 3, 4, ... seconds for themselves."""
-  devices, process = make_mesh(MeshConfig(*mesh)), jax.process_index()
-  part, _ = data_hosts(devices)
+  devices, process = devices_as(mesh, apart), jax.process_index()
+  own, _ = data_parts(devices)
+  part = sorted(set(parts_by_host(devices).values())).index(own)
   wanted = 0 if process else 7  # of which the first process tells all
   numbers = make_tally(devices)({"b": 5 * part, "a": 1 + part}, 0.5 * (1 + process), wanted)
   counted, waited, told = jax.device_get(numbers)

@@ -6,12 +6,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.parameters import flat
-from flamingo_jax.parallel.mesh import AXES, MeshConfig, make_mesh, parameter_shardings
+from flamingo_jax.parallel.mesh import AXES, MeshConfig, data_parts, make_mesh, parameter_shardings
+from flamingo_jax.planning.topologies import open_topology
+from launch.config import load_config
 
 HERE = pathlib.Path(__file__).parent
 EIGHT = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -68,6 +70,39 @@ for sizes in [(2, 8, 1), (4, 2, 2), (-1, 4, 2), (1, 16, 1)]:
   except UserError as error:
     print(error)
 """
+
+
+@pytest.mark.parametrize(
+  ("path", "topology"),
+  [
+    ("configs/flamingo_80b.py", "v4:8x12x16"),
+    ("configs/flamingo_9b.py", "v4:4x4x8"),
+    ("configs/flamingo_3b.py", "v5e:8x8"),
+    ("configs/flamingo_3b.py", "v4:4x4x8"),
+  ],
+)
+def test_every_host_of_a_slice_reads_the_rows_of_its_own_chips(path, topology, monkeypatch):
+  """On real slices, where the chips of a host are a square of the torus, and their rows lie apart."""
+  mesh = make_mesh(MeshConfig(**load_config(path, {})["mesh"]), open_topology(topology).devices)
+  read = {}
+  for host in {device.process_index for device in mesh.devices.flat}:
+    monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+    read[host], count = data_parts(mesh)
+  replica, fsdp, _ = mesh.devices.shape
+  assert count == replica * fsdp
+  for (row, column, _), device in np.ndenumerate(mesh.devices):
+    assert row * fsdp + column in read[device.process_index]
+  assert {part for parts in read.values() for part in parts} == set(range(count))
+  assert any(np.diff(parts).max(initial=1) > 1 for parts in read.values())
+
+
+def test_hosts_that_share_only_some_rows_are_refused(monkeypatch):
+  """Chips of four in rows of six: some rows have chips of two hosts, which have rows of their own as well."""
+  devices = open_topology("v5e:4x4").devices[:12]
+  mesh = Mesh(np.array(sorted(devices, key=lambda device: device.process_index)).reshape(1, 2, 6), AXES)
+  monkeypatch.setattr(jax, "process_index", lambda: mesh.devices.flat[0].process_index)
+  with pytest.raises(UserError, match=r"(?s)not all.*mesh\.model, 6, be a multiple or a divisor"):
+    data_parts(mesh)
 
 
 def test_only_the_replica_axis_leads_from_slice_to_slice():

@@ -22,7 +22,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, "tests/flamingo_jax")
 from sharded_runs import run, tallied
 settings = json.loads(sys.argv[1])
-losses, tallies = [run(**setting) for setting in settings], [tallied(setting["mesh"]) for setting in settings]
+losses = [run(**setting) for setting in settings]
+tallies = [tallied(setting["mesh"], setting.get("apart", False)) for setting in settings]
 print(json.dumps(dict(losses=losses, tallies=tallies)))
 """
 ONE, BOTH = dict(streams=["pages"]), dict(streams=["pages", "captions"])
@@ -113,11 +114,12 @@ def over_processes(count: int, devices: int, settings: list[dict]) -> dict[str, 
 
 
 def test_two_processes_draw_the_same_losses_and_put_their_counts_together(alone):
-  """Rows over both; and one model over both, which then read the same rows and count them once (see `tallied`)."""
-  settings = [BOTH | dict(mesh=[4, 1, 1]), ONE | dict(mesh=[1, 1, 4])]
+  """Rows over both, in turns as well; and one model over both, which then read the same rows and count them once (see
+  `tallied`)."""
+  settings = [BOTH | dict(mesh=[4, 1, 1]), ONE | dict(mesh=[2, 2, 1], apart=True), ONE | dict(mesh=[1, 1, 4])]
   found = over_processes(2, 2, settings)
   agree(alone, settings, found["losses"])
-  assert found["tallies"] == [[[1 + 2, 0 + 5], 1.0, [3.0, 4.0]], [[1, 0], 1.0, [3.0, 4.0]]]
+  assert found["tallies"] == [[[1 + 2, 0 + 5], 1.0, [3.0, 4.0]]] * 2 + [[[1, 0], 1.0, [3.0, 4.0]]]
 
 
 def test_four_processes_draw_them_too(alone):
