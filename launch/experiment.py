@@ -51,6 +51,8 @@ OBJECTIVES: dict[type, Callable[..., Objective]] = {
 }
 DTYPES = ("float32", "bfloat16")
 
+TOKENIZER = "tokenizer"  # among the hashes of what is read, beside the streams
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
@@ -144,6 +146,7 @@ class Experiment:
 
     weights = {name: config.weight for name, config in self.stream_configs.items()}
     hashes = {name: stream.sources.content_hash for name, stream in streams.items()}
+    hashes[TOKENIZER] = self.tokenizer().fingerprint()
     return Feed(batches_from, weights, self.rows, hashes, records)
 
   def evaluate(self):

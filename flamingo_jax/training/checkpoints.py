@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -15,10 +16,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.parallel.mesh import place
 from flamingo_jax.training.rewind import Rewind, in_force
 from flamingo_jax.training.step import State
+from flamingo_jax.training.sums import array_sums
 
 FOLDER = "checkpoints"
+ARRAYS = ("trainable", "optimizer", "guard")
 UNREADABLE, REWOUND = "checkpoints-unreadable", "checkpoints-rewound"  # beside it; what is in the way is moved there
 
 
@@ -62,7 +66,7 @@ class About:
 
   Attributes:
     frozen: a content hash for each frozen part.
-    data: a content hash for each stream's records.
+    data: a content hash for each stream's records, and for the tokenizer.
     rewinds: those made before it.
     config: the whole config.
   """
@@ -74,12 +78,21 @@ class About:
 
 
 def open_manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
-  arrays = ("trainable", "optimizer", "guard")
-  return ocp.CheckpointManager(
-    directory,
-    options=ocp.CheckpointManagerOptions(**options),
-    item_handlers={name: ocp.StandardCheckpointHandler() for name in arrays} | dict(about=ocp.JsonCheckpointHandler()),
+  asked = ocp.CheckpointManagerOptions(**options)
+  over = asked.multiprocessing_options
+  arrays = {name: ocp.StandardCheckpointHandler(multiprocessing_options=over) for name in ARRAYS}
+  about = ocp.JsonCheckpointHandler(multiprocessing_options=over)
+  return ocp.CheckpointManager(directory, options=asked, item_handlers=arrays | dict(about=about))
+
+
+def open_reader(directory: pathlib.Path) -> ocp.CheckpointManager:
+  """One that waits for no other host: where one of them finds damage, the others still end, and can be told."""
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=None,
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f"reader{jax.process_index()}",
   )
+  return open_manager(directory, read_only=True, multiprocessing_options=alone)
 
 
 def preservation(config: CheckpointConfig) -> policies.PreservationPolicy:
@@ -89,13 +102,18 @@ def preservation(config: CheckpointConfig) -> policies.PreservationPolicy:
   if config.best:
     kept.append(
       policies.BestN(
-        get_metric_fn=lambda metrics: metrics[config.best],
+        get_metric_fn=judge(config),
         reverse=config.best_mode == "min",
         n=config.keep_best,
         keep_checkpoints_without_metrics=False,
       )
     )
   return policies.AnyPreservationPolicy(kept)
+
+
+def judge(config: CheckpointConfig) -> Callable[[dict[str, float]], float] | None:
+  """What a checkpoint is worth by the metrics kept with it; None where nobody asks."""
+  return (lambda metrics: metrics[config.best]) if config.best else None
 
 
 class Checkpoints:
@@ -105,7 +123,11 @@ class Checkpoints:
     self.config, self.workdir = config, workdir
     self.directory = (workdir / FOLDER).absolute()
     self.manager = open_manager(
-      self.directory, preservation_policy=preservation(config), enable_async_checkpointing=True
+      self.directory,
+      preservation_policy=preservation(config),
+      best_fn=judge(config),  # without it Orbax keeps no metrics for the next start
+      best_mode=config.best_mode,
+      enable_async_checkpointing=True,
     )
 
   def steps(self) -> list[int]:
@@ -122,28 +144,29 @@ class Checkpoints:
       metrics: of the step, for `checkpoint.best`.
 
     Raises:
-      UserError: `checkpoint.best` names no metric of the step.
+      UserError: `checkpoint.best` names no metric of a step that is a multiple of `checkpoint.every`.
     """
-    items = dict(trainable=state.trainable, optimizer=state.optimizer_state, guard=state.guard)
-    described = json.dumps(dataclasses.asdict(about))
+    items = items_of(state)
+    described, sums = json.dumps(dataclasses.asdict(about)), json.dumps(array_sums(items))
     self.manager.save(
       step,
       args=ocp.args.Composite(
         **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-        about=ocp.args.JsonSave(dict(step=step, about=described, sha256=sha256(described))),
+        about=ocp.args.JsonSave(dict(step=step, about=described, sums=sums, sha256=sha256(described + sums))),
       ),
       metrics=self.judged_by(step, metrics or {}),
       force=True,
     )
 
   def judged_by(self, step: int, metrics: dict[str, float]) -> dict[str, float] | None:
-    if not self.config.best:
-      return None
-    if self.config.best not in metrics:
-      raise UserError(
-        f"checkpoint.best is {self.config.best!r}, which step {step} does not have. It has: {', '.join(metrics)}."
-      )
-    return {self.config.best: metrics[self.config.best]}
+    """What is kept with a step to judge it by; None: nothing, and it is not among the best.
+
+    A run that is asked to stop saves where it is, evaluated or not. What is not finite would upset the order.
+    """
+    best = self.config.best
+    if best and best not in metrics and step % self.config.every == 0:
+      raise UserError(f"checkpoint.best is {best!r}, which step {step} does not have. It has: {', '.join(metrics)}.")
+    return {best: metrics[best]} if best in metrics and math.isfinite(metrics[best]) else None
 
   def restore_newest(
     self, like: State, expected: About, allowed: tuple[str, ...], say: Callable[[str], None]
@@ -167,7 +190,10 @@ class Checkpoints:
       about, failure = attempt(lambda step=step: self.about(step))
       if not failure:
         check_same(self.directory / str(step), about, expected, allowed)
-        state, failure = attempt(lambda step=step: self.restore(step, like))
+        found, failure = attempt(lambda step=step: self.read(step, like))
+      if not failure:
+        state, sums = found
+        failure = differing_sums(items_of(state), sums)
       if not failure:
         for damaged, why in failures.items():
           self.set_aside(damaged, UNREADABLE)
@@ -183,16 +209,16 @@ class Checkpoints:
 
   def about(self, step: int) -> About:
     """What a checkpoint was trained with. Raises ValueError when it is damaged, or whatever Orbax does."""
-    kept = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
-    return read_about(kept)
+    with open_reader(self.directory) as reader:
+      return read_about(reader.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about)
 
-  def restore(self, step: int, like: State) -> State:
-    """The state of a step, laid out as `like` is."""
-    items = dict(trainable=like.trainable, optimizer=like.optimizer_state, guard=like.guard)
-    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(shapes_of(item)) for name, item in items.items()})
-    restored = self.manager.restore(step, args=args)
-    count = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
-    return State(count, restored.trainable, restored.optimizer, restored.guard)
+  def read(self, step: int, like: State) -> tuple[State, dict[str, int]]:
+    """The state of a step, laid out as `like` is, and the sums that its arrays should have."""
+    args = {name: ocp.args.StandardRestore(shapes_of(item)) for name, item in items_of(like).items()}
+    with open_reader(self.directory) as reader:
+      restored = reader.restore(step, args=ocp.args.Composite(**args, about=ocp.args.JsonRestore()))
+    count = place(np.asarray(step, np.int32), like.step.sharding)
+    return State(count, restored.trainable, restored.optimizer, restored.guard), read_sums(restored.about)
 
   def set_aside(self, step: int, folder: str) -> None:
     """Moves a checkpoint out of the way of those to come, into a folder of the work directory."""
@@ -244,6 +270,17 @@ def move_into(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return target
 
 
+def items_of(state: State) -> dict[str, Any]:
+  """What is saved of a state, by the names of ARRAYS."""
+  return dict(zip(ARRAYS, (state.trainable, state.optimizer_state, state.guard), strict=True))
+
+
+def differing_sums(items: dict[str, Any], expected: dict[str, int]) -> str:
+  """Which arrays are not what was saved; empty: none. All hosts call it together, and find the same."""
+  wrong = [name for name, found in array_sums(items).items() if found != expected.get(name, found)]
+  return f"{len(wrong)} arrays do not have the sum that they should, such as {wrong[0]}" if wrong else ""
+
+
 def shapes_of(tree):
   return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree)
 
@@ -258,10 +295,25 @@ def read_about(kept: dict) -> About:
   Raises:
     ValueError: it is damaged.
   """
-  if kept.keys() != {"step", "about", "sha256"} or sha256(kept["about"]) != kept["sha256"]:
-    raise ValueError("what it says of itself does not have the checksum it should")
+  check_sum(kept)
   fields = json.loads(kept["about"])
   return About(**fields | dict(rewinds=tuple(Rewind(**each) for each in fields["rewinds"])))
+
+
+def read_sums(kept: dict) -> dict[str, int]:
+  """The sums of a checkpoint's arrays, from its JSON; none of one from before there were any.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  check_sum(kept)
+  return json.loads(kept["sums"]) if "sums" in kept else {}
+
+
+def check_sum(kept: dict) -> None:
+  whole = kept.keys() - {"sums"} == {"step", "about", "sha256"}
+  if not whole or sha256(kept["about"] + kept.get("sums", "")) != kept["sha256"]:
+    raise ValueError("what it says of itself does not have the checksum it should")
 
 
 def check_same(checkpoint: pathlib.Path, saved: About, given: About, allowed: tuple[str, ...]) -> None:
@@ -329,6 +381,8 @@ def load_trainable(workdir: str | pathlib.Path, step: int | None = None) -> tupl
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for path, leaf in saved.items()}
     args = ocp.args.Composite(trainable=ocp.args.StandardRestore(shapes), about=ocp.args.JsonRestore())
     restored = manager.restore(step, args=args)
+    if failure := differing_sums(dict(trainable=restored.trainable), read_sums(restored.about)):
+      raise ValueError(failure)
     return jax.device_get(restored.trainable), step, read_about(restored.about).frozen
 
   return read_checkpoint(workdir, read, step)
@@ -350,7 +404,7 @@ def read_checkpoint(
   directory = (pathlib.Path(workdir) / FOLDER).absolute()
   if not directory.is_dir():
     raise UserError(f"{workdir}: no checkpoints there. Give the work directory of a finished `flamingo train`.")
-  with open_manager(directory, read_only=True) as manager:
+  with open_reader(directory) as manager:
     step = manager.latest_step() if step is None else step
     if step is None:
       raise UserError(f"{directory}: no complete checkpoint yet. Let the run reach its first one.")

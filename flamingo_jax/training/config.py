@@ -42,7 +42,7 @@ class Feed:
       under the same names on every host. The record has the sum over all hosts, where it is not 0.
     weights: of the streams' losses.
     rows: of the streams' global batches.
-    hashes: a content hash for each stream's records.
+    hashes: a content hash for each stream's records, and for the tokenizer.
     records: from the number of a batch to what its rows are made of, by stream, as a person would look for it.
   """
 

@@ -75,8 +75,8 @@ def train(
 
   Raises:
     UserError: the mesh does not fit the devices or the batches, frozen parameters do not fit the model or are not
-      those of the checkpoint, `workdir` belongs to another config, is in use or cannot be written, the devices have too
-      little memory, or too many updates in a row had to be left out.
+      those of the checkpoint, which may be beyond the last step, `workdir` belongs to another config, is in use or
+      cannot be written, the devices have too little memory, or too many updates in a row had to be left out.
     Preempted: the machine is about to be taken away, and the state is saved.
   """
   began = time.perf_counter() if resume.began is None else resume.began
@@ -165,6 +165,8 @@ class Run:
     say = functools.partial(print, file=sys.stderr, flush=True) if self.leads else lambda *_: None
     checkpoints.set_rewound_aside(about.rewinds, say)
     (step, state), restoring = timed(lambda: checkpoints.restore_newest(fresh, about, resume.allow_changed, say))
+    if step > self.config.total_steps:
+      raise UserError(f"{self.workdir}: has made {step} steps; total_steps is {self.config.total_steps}: it is more.")
     seconds = dict(restore=restoring, replayed=seconds_after(self.workdir, step) if self.leads else 0.0)
     if changes:
       write_config(self.workdir, self.record)

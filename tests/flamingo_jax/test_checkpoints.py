@@ -1,6 +1,10 @@
 import dataclasses
+import os
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
 import types
 
 import jax
@@ -15,10 +19,11 @@ from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.rewind import Rewind
 from flamingo_jax.training.step import State
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 HASHES = {"vision": "a" * 64, "language": "b" * 64}
 ABOUT = About(HASHES, {"pages": "d" * 64, "captions": "e" * 64}, (), {"seed": 0})
 TWO = CheckpointConfig(keep=2)
-SHAPES = {"resampler/latents": (3, 4), "language/groups/gated_cross_attention/attention_gate": (2,), "gate": ()}
+SHAPES = {"resampler/latents": (300, 40), "language/groups/gated_cross_attention/attention_gate": (2,), "gate": ()}
 
 
 def make_state(seed: int, step: int = 0) -> State:
@@ -76,7 +81,7 @@ def checkpoints(saved):
 
 
 def test_what_is_restored_is_what_was_saved(checkpoints, copied):
-  assert equal(checkpoints.restore(20, make_state(0)), make_state(20, 20))
+  assert equal(checkpoints.read(20, make_state(0))[0], make_state(20, 20))
   assert checkpoints.about(20) == ABOUT
   step, state, said = copied.restore()
   assert (step, said) == (30, [])
@@ -121,8 +126,33 @@ def test_the_newest_the_periodic_and_the_best_are_kept(tmp_path, config, expecte
   assert kept(tmp_path, config, LOSSES) == expected
 
 
+@pytest.mark.parametrize(
+  ("losses", "mode", "best"),
+  [
+    (LOSSES | {9: 2.5}, "min", 2),
+    (LOSSES | {9: 2.5}, "max", 6),
+    ({1: 0.5, 2: 0.9, 3: np.nan, 4: 0.8, 9: 0.7}, "min", 1),
+    ({1: 0.9, 2: 0.5, 3: np.nan, 4: np.inf, 9: 0.3}, "max", 1),
+  ],
+)
+def test_the_best_stays_over_starts_and_beside_losses_that_are_not_finite(tmp_path, losses, mode, best):
+  config = CheckpointConfig(keep=1, best="heldout/loss", best_mode=mode)
+  for step, loss in losses.items():
+    found = kept(tmp_path, config, {step: loss})  # each a start of its own
+  assert found == [best, 9]
+
+
+def test_a_stop_between_evaluations_is_saved_without_a_metric(tmp_path):
+  config = CheckpointConfig(every=3, keep=1, best="heldout/loss")
+  opened = Checkpoints(tmp_path, config)
+  opened.save(3, make_state(3, 3), ABOUT, {"heldout/loss": 1.0})
+  opened.save(5, make_state(5, 5), ABOUT, {"loss": 0.1})
+  opened.close()
+  assert kept(tmp_path, config, {6: 2.0}) == [3, 6]
+
+
 def test_the_metric_to_judge_by_has_to_be_there(tmp_path):
-  opened = Checkpoints(tmp_path, CheckpointConfig(best="heldout/los"))
+  opened = Checkpoints(tmp_path, CheckpointConfig(best="heldout/los", every=3))
   with pytest.raises(UserError, match=r"checkpoint.best is 'heldout/los', which step 3 does not have. It has: loss."):
     opened.save(3, make_state(3), ABOUT, {"loss": 1.0})
   opened.close()
@@ -142,9 +172,13 @@ def files_of(folder) -> list[pathlib.Path]:
 
 
 def test_no_flipped_bit_is_restored_as_if_it_were_right(copied):
-  """Of every file of a checkpoint, one bit somewhere: what comes back is right, or the checkpoint before it."""
+  """Of every file of a checkpoint, one bit somewhere, and many of the largest, which holds numbers alone: what comes
+  back is right, or the checkpoint before it."""
   random, fallen_back = np.random.default_rng(0), 0
-  for path in files_of(copied.folder / "30"):
+  files = files_of(copied.folder / "30")
+  largest = max(files, key=lambda path: path.stat().st_size)
+  assert largest.stat().st_size > 40_000
+  for path in files + [largest] * 20:
     before = path.read_bytes()
     place = random.integers(len(before))
     path.write_bytes(before[:place] + bytes([before[place] ^ 16]) + before[place + 1 :])
@@ -156,7 +190,7 @@ def test_no_flipped_bit_is_restored_as_if_it_were_right(copied):
       (aside,) = (copied.workdir / "checkpoints-unreadable").iterdir()
       aside.rename(copied.folder / "30")
     path.write_bytes(before)
-  assert fallen_back > 5
+  assert fallen_back > 25
 
 
 @pytest.mark.parametrize("lost", ["trainable/manifest.ocdbt", "optimizer/d", "about/metadata", "guard"])
@@ -255,3 +289,59 @@ def test_a_run_without_its_first_checkpoint_is_refused(tmp_path):
   opened.close()
   with pytest.raises(UserError, match=r"no complete checkpoint yet"):
     load_trainable(tmp_path)
+
+
+TWO_PROCESSES = """
+import pathlib, sys
+import jax
+address, index, workdir, steps = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(index))
+sys.path.insert(0, "tests/flamingo_jax")
+from test_checkpoints import ABOUT, TWO, make_state
+import numpy as np
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh, place, replicated
+from flamingo_jax.training.checkpoints import Checkpoints
+from jax.sharding import NamedSharding, PartitionSpec
+
+mesh = make_mesh(MeshConfig(fsdp=2, replica=1))
+
+def spread(array):
+  cut = array.ndim and array.shape[0] % 2 == 0
+  return place(np.asarray(array), NamedSharding(mesh, PartitionSpec("fsdp")) if cut else replicated(mesh))
+
+checkpoints = Checkpoints(pathlib.Path(workdir), TWO)
+for step in map(int, steps.split()):
+  checkpoints.save(step, jax.tree.map(spread, make_state(step, step)), ABOUT)
+  checkpoints.wait()
+if not steps:
+  step, state = checkpoints.restore_newest(jax.tree.map(spread, make_state(0)), ABOUT, (), print)
+  own = state.trainable["resampler/latents"].addressable_shards[0]
+  expected = make_state(20).trainable["resampler/latents"][own.index]
+  print("went on from", step, bool((np.asarray(own.data) == expected).all()), checkpoints.steps())
+checkpoints.close()
+"""
+
+
+def in_two_processes(workdir: pathlib.Path, steps: str) -> list[str]:
+  """What two real processes say that save these steps, or, with none, restore the newest."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  commands = [[sys.executable, "-c", TWO_PROCESSES, address, str(index), str(workdir), steps] for index in range(2)]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  pipes = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  processes = [subprocess.Popen(command, **pipes) for command in commands]
+  said = [process.communicate(timeout=300) for process in processes]
+  assert all(process.returncode == 0 for process in processes), said[1][1][-3000:]
+  return [output for output, _ in said]
+
+
+def test_what_one_process_alone_cannot_read_none_goes_on_from(tmp_path):
+  in_two_processes(tmp_path, "20 30")
+  parts = [path for path in files_of(tmp_path / "checkpoints" / "30") if "process_1" in str(path)]
+  largest = max(parts, key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:100])
+  for said in in_two_processes(tmp_path, ""):
+    assert "30 cannot be read" in said
+    assert "went on from 20 True [20]" in said
+  assert (tmp_path / "checkpoints-unreadable" / "30").is_dir()

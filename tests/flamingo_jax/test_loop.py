@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from number_runs import ROOT, Recorder, one_number, run
 
-from flamingo_jax.errors import UserError
+from flamingo_jax.errors import Preempted, UserError
 from flamingo_jax.models.flamingo import initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.training import loop
-from flamingo_jax.training.checkpoints import load_trainable
+from flamingo_jax.training.checkpoints import CheckpointConfig, load_trainable, saved_steps
 from flamingo_jax.training.config import Frozen, Resume, TrainingConfig
 from flamingo_jax.training.loop import train
 from flamingo_jax.training.metrics import read_metrics
@@ -46,6 +46,25 @@ def test_a_run_is_evaluated_before_the_first_step_at_each_interval_and_after_the
   assert [baseline for _, baseline in recorder.evaluated] == [True, False, False, False]
   assert recorder.evaluated[0][0] == 1.0
   assert recorder.evaluated[-1][0] == lines[-1]["heldout/loss/numbers"] == float(state.trainable["guess"])
+
+
+def test_a_run_that_is_beyond_its_last_step_is_told_so_and_keeps_its_config(tmp_path):
+  run(tmp_path, Recorder())
+  before = (tmp_path / "config.json").read_text()
+  fewer = dict(total_steps=5, record={"seed": 0, "total_steps": 5})
+  with pytest.raises(UserError, match="has made 7 steps; total_steps is 5"):
+    run(tmp_path, Recorder(), Resume(("total_steps",)), **fewer)
+  assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_stop_between_evaluations_is_saved_where_the_best_are_kept(tmp_path):
+  best = CheckpointConfig(every=3, keep=1, best="heldout/loss/numbers")
+  with pytest.raises(Preempted):
+    run(tmp_path, Recorder(stop_at=5), checkpoint=best)
+  stopped = read_metrics(tmp_path)[-1]["step"]
+  assert 3 < stopped < 6 and stopped in saved_steps(tmp_path)
+  run(tmp_path, Recorder(), checkpoint=best)
+  assert saved_steps(tmp_path) == [3, 7]  # the guess only grows
 
 
 def test_the_log_counts_tokens_without_padding_and_passes_on_what_the_feed_counts(tmp_path):

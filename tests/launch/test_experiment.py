@@ -19,7 +19,7 @@ from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
-from flamingo_jax.training.checkpoints import About, Checkpoints
+from flamingo_jax.training.checkpoints import About, Checkpoints, check_same
 from flamingo_jax.training.config import TrainingConfig
 from flamingo_jax.training.placing import check_parameters
 from flamingo_jax.training.step import State, split_shapes
@@ -209,6 +209,22 @@ def test_the_base_config_names_every_field(name):
   compare(experiment.training, training, "training")
   for stream in config["streams"].values():
     assert {field.name for field in dataclasses.fields(StreamConfig)} == stream.keys()
+
+
+def test_another_tokenizer_under_the_same_path_is_told_apart(small_data, tmp_path):
+  """Half of its merges away: a run that goes on would read other tokens."""
+  config = load_config(str(small_data.config), {})
+  folder = shutil.copytree(config["tokenizer"]["path"], tmp_path / "tokenizer")
+  config["tokenizer"]["path"] = str(folder)
+  before = read_experiment(config, "mine.py").feed().hashes
+  stored = json.loads((folder / "tokenizer.json").read_text())
+  merges = stored["model"]["merges"]
+  stored["model"]["merges"] = merges[: len(merges) // 2]
+  (folder / "tokenizer.json").write_text(json.dumps(stored))
+  after = read_experiment(config, "mine.py").feed().hashes
+  assert {name for name in before if before[name] != after[name]} == {"tokenizer"}
+  with pytest.raises(UserError, match=r"(?s)data\.tokenizer: trained with .*--allow-changed=data\.tokenizer"):
+    check_same(tmp_path, About({}, before), About({}, after), ())
 
 
 FIVE_LAYERS = {"model.language.layers": "5"}  # with a gated one before every second: a ragged tail
