@@ -24,13 +24,16 @@ def pair_lengths(shards: Shards, tokenizer: Tokenizer, prompt: str = "") -> np.n
   Without a prompt half of the captions get a space before them, which may change how many tokens they are: the larger
   number counts.
 
-  They are kept under a hash of the prompt too.
+  They are kept under a hash of the prompt too. Raises as `counted_once` does.
   """
   return counted_once(shards, tokenizer, prompt, lambda: count_lengths(shards, tokenizer, prompt))
 
 
 def document_lengths(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
-  """Tokens of each document's row before it is cut, int32 [records]; 0 where the record cannot be used."""
+  """Tokens of each document's row before it is cut, int32 [records]; 0 where the record cannot be used.
+
+  Raises as `counted_once` does.
+  """
   return counted_once(shards, tokenizer, " documents", lambda: count_documents(shards, tokenizer))
 
 
@@ -44,13 +47,23 @@ def counted_once(shards: Shards, tokenizer: Tokenizer, rule: str, count: Callabl
     shards: whose records are counted.
     tokenizer: what they are counted in.
     rule: which of the countings it is; no prompt begins with a space.
-    count: the counting itself.
+    count: the counting itself; raises UserError where a record cannot be read.
+
+  Raises:
+    UserError: they are not known yet, and a record cannot be read. Another number in its place would stay for good, or
+      make another plan than there is on hosts, and in starts, that can read it.
   """
   key = f"{RULES_VERSION} {shards.content_hash} {tokenizer.fingerprint()}{rule}"
   path = shards.directory / f"lengths-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
   lengths = kept_lengths(path, len(shards))
   if lengths is None:
-    lengths = count()
+    try:
+      lengths = count()
+    except UserError as error:
+      raise UserError(
+        f"{shards.directory}: its rows cannot be planned before every record has been read once, to count its tokens.\n"
+        f"{error}\nOr set pack=False for the stream, which skips what it cannot read."
+      ) from error
     keep_lengths(path, lengths)
   return lengths
 
@@ -81,17 +94,19 @@ def count_documents(shards: Shards, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def usable_document(shards: Shards, index: int) -> str:
-  """The text of a record; empty where there is no record."""
+  """The text of a record; empty where that is no Example. Raises UserError when it cannot be read."""
+  record = shards[index]
   try:
-    return document_text(parse(shards[index]).texts)
+    return document_text(parse(record).texts)
   except UserError:
     return ""
 
 
 def usable_texts(shards: Shards, index: int, prompt: str) -> tuple[str, str]:
-  """`prompted` of a record, empty where there is no medium, or no record."""
+  """`prompted` of a record, empty where there is no medium, or no Example. Raises UserError when it cannot be read."""
+  record = shards[index]
   try:
-    example = parse(shards[index])
+    example = parse(record)
   except UserError:
     return "", ""
   return prompted(example.texts, prompt) if example.media else ("", "")

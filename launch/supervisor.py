@@ -101,7 +101,7 @@ def how(code: int) -> str:
 def supervise(job: Job, restarts: int, grace: float) -> int:
   """Runs all processes of a job to their end, as often as it takes.
 
-  SIGTERM and Ctrl-C are passed on to them, and waited for; a second one kills.
+  SIGTERM, Ctrl-C and the end of the terminal are passed on to them, and waited for; a second one kills.
 
   Args:
     job: what is run.
@@ -257,11 +257,24 @@ def last_step(metrics: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def hearing() -> Iterator[list[int]]:
-  """The signals that ask to end, as they come."""
+  """The signals that ask to end, as they come. The end of the terminal asks as SIGTERM does, if not under nohup."""
   asked: list[int] = []
-  before = {
-    number: signal.signal(number, lambda got, _: asked.append(got)) for number in (signal.SIGINT, signal.SIGTERM)
-  }
+  terminal = [number for number in (1, 2) if os.isatty(number)]  # of stdout and stderr
+
+  def hear(got: int, _) -> None:
+    asked.append(got)
+
+  def hang_up(*_) -> None:
+    with open(os.devnull, "w") as nowhere:
+      for number in terminal:  # which takes no more words
+        os.dup2(nowhere.fileno(), number)
+    if not asked:  # shell and system may both tell of it, and it is no second wish
+      asked.append(signal.SIGTERM)
+
+  handlers = {signal.SIGINT: hear, signal.SIGTERM: hear, signal.SIGHUP: hang_up}
+  if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    del handlers[signal.SIGHUP]
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
   try:
     yield asked
   finally:

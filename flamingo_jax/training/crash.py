@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 from collections.abc import Callable
 
 import jax
@@ -102,6 +103,9 @@ def write_bundle(
   """
   whole = multihost_utils.process_allgather(batches, tiled=True) if jax.process_count() > 1 else jax.device_get(batches)
   partial = workdir / FOLDER / f".step-{step}"
+  if jax.process_index() == 0 and partial.exists():  # of a start that was killed while it wrote
+    shutil.rmtree(partial)
+  multihost_utils.sync_global_devices("there is room for the crash bundle")
   checkpoints = Checkpoints(partial)
   checkpoints.save(step, state, about)
   checkpoints.close()

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pathlib
+import sys
 
 from flamingo_jax.errors import UserError
 
@@ -25,6 +26,8 @@ TIMING = (
 class MetricsLog:
   """Appends to `metrics.jsonl` and TensorBoard; on resume, what a killed run wrote beyond its checkpoint is dropped.
 
+  Where the record ends before the checkpoint, that is said on stderr: the steps between are lost to it.
+
   One host of a job is active; the logs of the others do nothing. A context: closed at its end.
   """
 
@@ -35,7 +38,14 @@ class MetricsLog:
     from flamingo_jax.training.tensorboard import Board
 
     self.path = workdir / METRICS
-    keep_until(self.path, resume_step)
+    kept = keep_until(self.path, resume_step)
+    if kept < resume_step:
+      print(
+        f"{self.path} ends at step {kept}, but the run goes on from step {resume_step}: the steps between are missing "
+        "from the record. If there is a copy of it, end the run, bring the copy back, and start the run again.",
+        file=sys.stderr,
+        flush=True,
+      )
     self.last: collections.deque[dict] = collections.deque(maxlen=TAIL)
     self.file = self.path.open("a")
     self.board = Board(workdir / "tensorboard", resume_step)
@@ -68,14 +78,34 @@ class MetricsLog:
       self.file.close()
 
 
-def keep_until(path: pathlib.Path, step: int) -> None:
-  """Rewrites the log without the lines after `step`, and without a last line that a kill cut short."""
+def keep_until(path: pathlib.Path, step: int) -> int:
+  """Rewrites the log without the lines after `step`, and without a last line that a kill cut short.
+
+  Returns:
+    The step of its last line; 0 where there is none.
+  """
   if not path.exists():
-    return
-  kept = [line for line in complete_lines(path) if json.loads(line)["step"] <= step]
-  replacement = path.with_suffix(".jsonl.new")
-  replacement.write_text("".join(line + "\n" for line in kept))
-  os.replace(replacement, path)
+    return 0
+  lines = complete_lines(path)
+  steps = [json.loads(line)["step"] for line in lines]
+  kept = [line + "\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step]
+  replace_durably(path, "".join(kept))
+  return max((its_step for its_step in steps if its_step <= step), default=0)
+
+
+def replace_durably(path: pathlib.Path, text: str) -> None:
+  """Writes a file anew: whatever becomes of the machine, the disk has all of the old one or all of the new one."""
+  unfinished = path.with_name(path.name + ".new")
+  with unfinished.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  unfinished.replace(path)
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
 
 
 def untimed(line: dict) -> dict:

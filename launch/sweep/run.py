@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from flamingo_jax.errors import DONE, PREEMPTED, USER_FAULT, UserError
 from flamingo_jax.training.metrics import METRICS
 from flamingo_jax.training.workdir import CONFIG, LOCK, differing, locked, read_config
+from launch.local import log_folder
 from launch.supervisor import INTERRUPTED, hearing, last_step
 from launch.sweep import outcomes
 from launch.sweep.outcomes import Result, points_of, read_lines, value_of
@@ -51,6 +52,11 @@ class Sweep:
 
   def log(self, trial: Trial) -> pathlib.Path:
     return self.folder / "logs" / f"{trial.name}.log"
+
+  def held(self, trial: Trial) -> pathlib.Path | None:
+    """The lock that a launch of a trial, or its training, has; None where nobody is at it."""
+    folders = log_folder(str(self.workdir(trial))), self.workdir(trial)
+    return next((folder / LOCK for folder in folders if is_held(folder / LOCK)), None)
 
   def command(self, trial: Trial) -> list[str]:
     """The launch of a trial."""
@@ -128,7 +134,7 @@ def run_sweep(
     launcher: arguments of `flamingo launch`; none: --on=local.
 
   Returns:
-    DONE; 1 where a trial failed; PREEMPTED after SIGTERM, INTERRUPTED after Ctrl-C.
+    DONE; 1 where a trial failed; PREEMPTED after SIGTERM or the end of the terminal, INTERRUPTED after Ctrl-C.
 
   Raises:
     UserError: the sweep file, a trial's config or the folder is not as it should be, or another sweep runs there.
@@ -161,11 +167,12 @@ class Trials:
     self.sweep, self.plan, self.retries = sweep, plan, retries
     self.ended: dict[str, Result] = {}
     self.running: list[Running] = []
+    self.left: list[tuple[Trial, int]] = []  # whose launch was left behind and is at work yet; which attempt follows
 
   def run(self, parallel: int, asked: list[int]) -> list[Result]:
     """Until none is left, or a signal is heard; launches under way are then asked to end, and waited for."""
     try:
-      while not asked and (self.fill(parallel) or self.running):
+      while not asked and (self.fill(parallel) or self.running or self.left):
         self.look_after(asked)
         time.sleep(TICK)
     finally:
@@ -176,20 +183,27 @@ class Trials:
     return [self.ended.get(trial.name) or self.sweep.look(trial, self.state(trial)) for trial in self.plan.known()]
 
   def state(self, trial: Trial) -> str:
-    under_way = any(each.trial.name == trial.name for each in self.running)
-    return outcomes.RUNNING if under_way else self.plan.state(trial)
+    under_way = [each.trial.name for each in self.running] + [each.name for each, _ in self.left]
+    return outcomes.RUNNING if trial.name in under_way else self.plan.state(trial)
 
   def fill(self, parallel: int) -> bool:
-    """Launches trials while there is room; returns whether one was taken up."""
+    """Takes trials up while there is room; returns whether there was one."""
     took = False
-    while len(self.running) < parallel and (trial := self.plan.take()) is not None:
+    while len(self.running) + len(self.left) < parallel and (trial := self.plan.take()) is not None:
       took = True
-      found = self.sweep.look(trial)
-      if found.state == outcomes.WAITING:
-        self.running.append(self.launch(trial, attempt=1))
-      else:
-        self.end(found)
+      self.take_up(trial, attempt=1)
     return took
+
+  def take_up(self, trial: Trial, attempt: int) -> None:
+    """Launches a trial that is not done; where a launch that was left behind is at it, that comes first."""
+    found, lock = self.sweep.look(trial), self.sweep.held(trial)
+    if found.state != outcomes.WAITING:
+      self.end(found)
+    elif lock is not None:
+      say(f"{trial.name}: an earlier launch is still at work, and is waited for; it has {lock}")
+      self.left.append((trial, attempt))
+    else:
+      self.running.append(self.launch(trial, attempt))
 
   def launch(self, trial: Trial, attempt: int) -> Running:
     say(f"{trial.name}: launch {attempt}")
@@ -211,6 +225,9 @@ class Trials:
         self.watch(each)
       elif not asked:
         self.settle(each, code)
+    for trial, attempt in [each for each in self.left if not asked and self.sweep.held(each[0]) is None]:
+      self.left.remove((trial, attempt))
+      self.take_up(trial, attempt)
 
   def watch(self, each: Running) -> None:
     """Asks a launch to end whose trial falls behind, or can have no outcome."""
@@ -236,7 +253,7 @@ class Trials:
       state, why = each.ending
       found = dataclasses.replace(found, state=state, why=why)
     elif found.state == outcomes.RUNNING and code != USER_FAULT and each.attempt <= self.retries:
-      self.running.append(self.launch(each.trial, each.attempt + 1))
+      self.take_up(each.trial, each.attempt + 1)
       return
     elif found.state == outcomes.RUNNING:
       found = dataclasses.replace(found, state=outcomes.FAILED, why=why_failed(self.sweep.log(each.trial)))
@@ -251,13 +268,24 @@ class Trials:
     summarize(self.sweep.folder, self.sweep.path, self.sweep.config, self.results())
 
   def stop(self) -> None:
-    """Asks all launches under way to end, and waits; what a cluster has is left to it."""
+    """Asks all launches under way to end, and waits; what a cluster has, or an earlier sweep has left, goes on."""
     for each in self.running:
       if each.process.poll() is None:
         each.process.send_signal(signal.SIGTERM)
     for each in self.running:
       each.process.wait()
     self.running.clear()
+
+
+def is_held(lock: pathlib.Path) -> bool:
+  """Whether a process has a lock."""
+  if not lock.exists():
+    return False
+  try:
+    with locked(lock, ""):
+      return False
+  except UserError:
+    return True
 
 
 def why_failed(log: pathlib.Path) -> str:

@@ -122,6 +122,33 @@ def test_too_many_in_a_row_end_the_run_with_a_bundle_that_names_the_records(tmp_
   assert float(trained["guess"]) == guess(without)
 
 
+def test_a_bundle_that_a_kill_cut_short_is_written_anew(tmp_path, monkeypatch):
+  """Killed before its rename, it has a whole checkpoint of the step, and is no bundle."""
+  workdir = tmp_path / "run"
+  changes = dict(total_steps=12, guard=GuardConfig(skips_in_a_row=3), checkpoint=CheckpointConfig(every=12))
+
+  def killed(arrays, path):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(crash.safetensors.numpy, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+      run(workdir, Recorder(poison=range(4, 9)), **changes)
+  assert [path.name for path in (workdir / "crashes").iterdir()] == [".step-6"]
+  (workdir / "crashes" / ".step-6" / "left").touch()
+  with pytest.raises(UserError, match="the last at step 6") as error:
+    run(workdir, Recorder(poison=range(4, 9)), **changes)
+  [bundle] = (workdir / "crashes").iterdir()
+  assert bundle.name == "step-6" and str(bundle) in str(error.value)
+  assert sorted(path.name for path in bundle.iterdir()) == [
+    "batches.safetensors",
+    "checkpoints",
+    "config.json",
+    "crash.json",
+  ]
+  assert load_trainable(bundle)[1] == 6
+
+
 def test_a_bundle_made_after_going_back_can_be_read_anywhere(tmp_path):
   """A refused rewind writes nothing; one that is made leads on to a bundle, which has no rewinds.json beside it."""
   workdir = tmp_path / "run"

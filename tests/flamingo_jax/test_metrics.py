@@ -1,4 +1,5 @@
 import json
+import os
 import pathlib
 import struct
 
@@ -75,6 +76,46 @@ def test_a_last_line_that_was_cut_short_is_dropped(tmp_path, left):
   assert read_metrics(tmp_path) == STEPS[:5]
   write(tmp_path, STEPS[5:], resume_step=5)
   assert path.read_text() == "".join(whole)
+
+
+def test_the_record_of_a_start_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+  write(tmp_path, STEPS)
+  synced, rename, order = os.fsync, pathlib.Path.replace, []
+
+  def sync(number):
+    order.append(("sync", os.readlink(f"/proc/self/fd/{number}"), os.fstat(number).st_size))
+    synced(number)
+
+  def replace(path, target):
+    order.append(("rename", str(target), path.stat().st_size))
+    return rename(path, target)
+
+  monkeypatch.setattr(os, "fsync", sync)
+  monkeypatch.setattr(pathlib.Path, "replace", replace)
+  write(tmp_path, [], resume_step=4)
+  path = tmp_path / "metrics.jsonl"
+  size = path.stat().st_size
+  assert order[:2] == [("sync", f"{path}.new", size), ("rename", str(path), size)]
+  assert order[2][:2] == ("sync", str(tmp_path))
+
+
+@pytest.mark.parametrize(("last", "resume_step", "told"), [(4, 6, True), (0, 2, True), (6, 6, False), (6, 2, False)])
+def test_a_record_that_does_not_reach_the_checkpoint_is_told_of(tmp_path, capsys, last, resume_step, told):
+  write(tmp_path, STEPS[:last])
+  capsys.readouterr()
+  write(tmp_path, [], resume_step)
+  said = capsys.readouterr().err
+  path = tmp_path / "metrics.jsonl"
+  assert (f"{path} ends at step {last}, but the run goes on from step {resume_step}" in said) == told
+  assert said.count("\n") == told
+  assert read_metrics(tmp_path) == STEPS[: min(last, resume_step)]
+
+
+def test_a_record_that_is_gone_is_told_of_by_the_host_that_writes_it(tmp_path, capsys):
+  with MetricsLog(tmp_path, 3, active=False):
+    assert not capsys.readouterr().err
+  write(tmp_path, [], resume_step=3)
+  assert "metrics.jsonl ends at step 0, but the run goes on from step 3" in capsys.readouterr().err
 
 
 def test_a_run_without_a_checkpoint_starts_its_log_over(tmp_path):

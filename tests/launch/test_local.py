@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -171,11 +172,15 @@ sys.exit(supervise(Job(lambda: commands, dict(os.environ), folder / "logs", fold
 """
 
 
-def start_waiting(folder: pathlib.Path, *endings: str) -> subprocess.Popen:
+# What a shell does before it runs a command of its terminal, and what nohup does.
+AT_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+
+
+def start_waiting(folder: pathlib.Path, *endings: str, before: str = "", **options) -> subprocess.Popen:
   """A supervisor, once all of its processes wait."""
-  process = subprocess.Popen(
-    [sys.executable, "-c", SUPERVISOR, str(folder), PROGRAM, *endings], cwd=ROOT, stdout=subprocess.PIPE, text=True
-  )
+  command = [sys.executable, "-c", before + SUPERVISOR, str(folder), PROGRAM, *endings]
+  process = subprocess.Popen(command, cwd=ROOT, text=True, **dict(stdout=subprocess.PIPE) | options)
   deadline = time.monotonic() + 60
   while time.monotonic() < deadline and len(list(folder.glob("waiting-*"))) < len(endings):
     time.sleep(0.02)
@@ -187,7 +192,9 @@ def children(folder: pathlib.Path) -> list[int]:
   return [int(part.split(" is ")[1]) for part in line.partition("process ")[2].split(", ")]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+@pytest.mark.parametrize(
+  ("number", "code"), [(signal.SIGTERM, PREEMPTED), (signal.SIGHUP, PREEMPTED), (signal.SIGINT, INTERRUPTED)]
+)
 def test_a_signal_is_passed_on_and_waited_for(tmp_path, number, code):
   supervisor = start_waiting(tmp_path, "wait", "wait")
   supervisor.send_signal(number)
@@ -204,6 +211,35 @@ def test_a_second_signal_kills(tmp_path):
   assert supervisor.poll() is None
   supervisor.send_signal(signal.SIGINT)
   assert supervisor.wait(timeout=50) == INTERRUPTED
+
+
+def test_a_terminal_that_is_closed_asks_to_end_and_takes_no_more_words(tmp_path):
+  ours, theirs = pty.openpty()
+  at_terminal = dict(stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+  supervisor = start_waiting(tmp_path, "wait", before=AT_TERMINAL, **at_terminal)
+  os.close(theirs)
+  os.close(ours)
+  assert supervisor.wait(timeout=50) == PREEMPTED
+  log = (tmp_path / "logs" / "launch.log").read_text()
+  assert "ended with code 75" in log and "SIGKILL" not in log  # it could save
+
+
+def test_a_terminal_that_says_twice_that_it_is_closed_kills_nothing(tmp_path):
+  supervisor = start_waiting(tmp_path, "deaf")
+  for number, left in ((signal.SIGHUP, True), (signal.SIGHUP, True), (signal.SIGTERM, False)):
+    supervisor.send_signal(number)
+    time.sleep(0.3)
+    assert not left or supervisor.poll() is None
+  assert supervisor.wait(timeout=50) == PREEMPTED
+
+
+def test_nohup_outlives_the_terminal(tmp_path):
+  supervisor = start_waiting(tmp_path, "wait", before=NOHUP)
+  supervisor.send_signal(signal.SIGHUP)
+  time.sleep(0.3)
+  assert supervisor.poll() is None and all(pathlib.Path(f"/proc/{pid}").exists() for pid in children(tmp_path))
+  supervisor.send_signal(signal.SIGTERM)
+  assert supervisor.wait(timeout=50) == PREEMPTED
 
 
 def test_processes_that_outlive_their_supervisor_keep_others_out(tmp_path):

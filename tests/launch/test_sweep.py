@@ -283,6 +283,52 @@ def test_a_trial_whose_outcome_nobody_records_is_ended_at_its_first_evaluation(t
   assert "Is it one of heldout/loss/pages" in results[0].why
 
 
+# In the place of a launch: holds the lock of one, waits for a file, if it is given one, and records a step.
+LAUNCH = """
+import json, pathlib, sys, time
+from flamingo_jax.errors import USER_FAULT, UserError
+from flamingo_jax.training.workdir import locked
+workdir, step, *until = sys.argv[1:]
+logs = pathlib.Path(workdir + ".logs")
+logs.mkdir(parents=True, exist_ok=True)
+try:
+  with locked(logs / "lock", "a launch is at work"):
+    while until and not pathlib.Path(until[0]).exists():
+      time.sleep(0.05)
+    pathlib.Path(workdir).mkdir(exist_ok=True)
+    with pathlib.Path(workdir, "metrics.jsonl").open("a") as file:
+      file.write(json.dumps(dict(step=int(step), loss=1.0)) + chr(10))
+except UserError:
+  sys.exit(USER_FAULT)
+"""
+
+
+def launch_of(workdir: pathlib.Path, step: int, *until: pathlib.Path) -> list[str]:
+  return [sys.executable, "-c", LAUNCH, str(workdir), str(step), *map(str, until)]
+
+
+@pytest.mark.parametrize("made", [2, 1])
+def test_a_launch_that_was_left_behind_is_waited_for_while_others_go_on(tmp_path, monkeypatch, capsys, made):
+  """It makes the last step itself, or does not."""
+  monkeypatch.setattr(run.Sweep, "command", lambda self, trial: launch_of(self.workdir(trial), 2))
+  monkeypatch.chdir(ROOT)
+  trials = [Trial(name, "x.py", {"name": name}, dict(total_steps=2, evaluate_every=2)) for name in ("old", "new")]
+  swept = run.Sweep("x.py", TrialsConfig("x.py", [{}], "loss"), {}, tmp_path, run.LAUNCHER)
+  for folder in ("logs", "trials"):
+    (tmp_path / folder).mkdir()
+  left = subprocess.Popen(launch_of(tmp_path / "trials/old", made, tmp_path / "trials/new/metrics.jsonl"))
+  while not (tmp_path / "trials/old.logs/lock").exists():
+    time.sleep(0.02)
+  time.sleep(0.2)  # in which it is locked
+  results = run.Trials(swept, ListPlan(trials), retries=0).run(2, [])
+  assert left.wait() == DONE
+  assert [(each.trial.name, each.state) for each in results] == [("old", outcomes.DONE), ("new", outcomes.DONE)]
+  said = capsys.readouterr().out
+  assert said.count("old: an earlier launch is still at work") == 1
+  assert said.count("old: launch 1") == 2 - made
+  assert [line["step"] for line in read_metrics(tmp_path / "trials/old")] == ([2] if made == 2 else [1, 2])
+
+
 def test_real_trials_are_stopped_gone_on_with_and_set_side_by_side(small_data, tmp_path):
   """Two seeds, and a trial whose data is not there, of a small language run."""
   source = str(small_data.folder / "pages")
