@@ -16,6 +16,7 @@ from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.predictions import read_scores
 from flamingo_jax.evaluation.runner import evaluate
+from flamingo_jax.evaluation.settings import settings_of
 from flamingo_jax.interop.model_folder import content_hash, load_model
 from flamingo_jax.models.flamingo import FlamingoConfig, grouped, initialize
 from flamingo_jax.models.parameters import Parameters
@@ -105,8 +106,8 @@ def evaluate_checkpoint(
   """
   raw = load_config(path, overrides)
   raw |= {"control": control} if control else {}
-  evaluation = chosen(read_evaluation(raw, path), only, path)
-  benchmarks = read_benchmarks(evaluation.few_shot.benchmarks)
+  evaluation, told = with_settings(chosen(read_evaluation(raw, path), only, path), path)
+  benchmarks = read_benchmarks(evaluation.few_shot)
   model = open_checkpoint(checkpoint, evaluation.tokenizer)
   folder = out_folder(checkpoint, out, path)
   mesh = make_mesh(evaluation.mesh)
@@ -114,10 +115,12 @@ def evaluate_checkpoint(
   if leads:
     write_config(folder, evaluation.raw | dict(checkpoint=dict(path=os.path.abspath(checkpoint), **model.identity)))
   with jax.set_mesh(mesh), EvaluationProgress(leads) as progress:
+    if told:
+      progress.console.print(told, highlight=False, soft_wrap=True)
     answering = make_model(model.config, on_mesh(model, mesh), model.tokenizer, evaluation.few_shot.config)
     config = evaluation.few_shot.config
     films = dict(frames=config.frames, frames_per_second=config.frames_per_second)
-    about = dict(checkpoint=model.identity, films=films)
+    about = dict(checkpoint=model.identity, tokenizer=described(model.tokenizer), films=films)
     for benchmark in benchmarks:
       shared = dict(control=evaluation.control, wordnet=config.wordnet, tell=progress.tell)
       evaluate(answering, benchmark, folder, about, **shared)
@@ -133,6 +136,24 @@ def chosen(evaluation: Evaluation, only: list[str], where: str) -> Evaluation:
     raise UserError(f"--benchmark is {unknown[0]!r}; {where} has {', '.join(there)}.")
   kept = {name: config for name, config in there.items() if not only or name in only}
   return dataclasses.replace(evaluation, few_shot=dataclasses.replace(evaluation.few_shot, benchmarks=kept))
+
+
+def with_settings(evaluation: Evaluation, where: str) -> tuple[Evaluation, str]:
+  """The evaluation with those of its benchmarks that have settings under its control, and a line on what is left out.
+
+  Raises:
+    UserError: no benchmark has any.
+  """
+  there, control = evaluation.few_shot.benchmarks, evaluation.control
+  settings = {name: settings_of(name, config, control) for name, config in there.items()}
+  kept = {name: config for name, config in there.items() if settings[name]}
+  why = f"control {control!r} leaves out 0 shots, where one picture alone cannot change places"
+  if not kept:
+    raise UserError(f"{where}: {why}. {', '.join(there)}: no other shots are set. Set some, or take another control.")
+  without = ", ".join(name for name in there if name not in kept)
+  fewer = any(len(settings[name]) < len(config.seeds) * len(config.shots) for name, config in there.items())
+  told = f"{why}{f'; nothing is left of {without}' if without else ''}." if fewer else ""
+  return dataclasses.replace(evaluation, few_shot=dataclasses.replace(evaluation.few_shot, benchmarks=kept)), told
 
 
 def open_checkpoint(path: str, tokenizer: TokenizerConfig) -> Checkpoint:
@@ -162,6 +183,11 @@ def open_folder(path: str, tokenizer: TokenizerConfig) -> Checkpoint:
     raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
   words = load_tokenizer(tokenizer.path or path, tokenizer.bos, tokenizer.eos, config.language.vocabulary)
   return Checkpoint(config, grouped(stored, config), words, dict(step=0, hashes=dict(model=described["hash"])))
+
+
+def described(tokenizer: Tokenizer) -> dict:
+  """What of a tokenizer could change predictions."""
+  return dict(hash=tokenizer.fingerprint(), bos=tokenizer.bos, eos=tokenizer.eos)
 
 
 def on_mesh(model: Checkpoint, mesh) -> Parameters:

@@ -60,12 +60,12 @@ def anchored(config: BenchmarkConfig) -> BenchmarkConfig:
   return dataclasses.replace(config, folder=str(pathlib.Path(config.folder).absolute()))
 
 
-def read_benchmarks(benchmarks: dict[str, BenchmarkConfig]) -> list[Benchmark]:
+def read_benchmarks(few_shot: FewShot) -> list[Benchmark]:
   """Reads all of them. Raises UserError with every fault of every data set."""
   read, faults = [], []
-  for name, config in benchmarks.items():
+  for name, config in few_shot.benchmarks.items():
     try:
-      read.append(read_benchmark(name, config))
+      read.append(read_benchmark(name, config, wordnet=few_shot.config.wordnet))
     except UserError as error:
       faults.append(f"benchmarks.{name}: {error}")
   if faults:
@@ -116,7 +116,7 @@ def read_frames(medium: Medium, size: int, frames: int, per_second: float) -> np
 
 def with_few_shot(evaluate: Metrics, model: FlamingoConfig, tokenizer: Tokenizer, few_shot: FewShot) -> Metrics:
   """An evaluation during training with few-shot scores among its metrics, but for the one before the first step."""
-  benchmarks = read_benchmarks(few_shot.benchmarks)
+  benchmarks = read_benchmarks(few_shot)
 
   def both(parameters: Parameters, mesh: Mesh, baseline: bool) -> dict[str, float]:
     metrics = evaluate(parameters, mesh, baseline)

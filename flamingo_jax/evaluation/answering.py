@@ -81,10 +81,15 @@ class Model:
     return [token for piece in pieces for token in piece]
 
   def check_length(self, prompt: Prompt, after: int) -> int | None:
-    """How many of a prompt's chunks fit the context with the query and so many tokens after it; None: all of them."""
+    """How many of a prompt's chunks fit the context with the query and so many tokens after it.
+
+    None: all of them; -1: not even the query does.
+    """
     chunks, query = chunks_of(prompt)
     left = self.limits.context - 1 - len(self.tokens(query)) - after
     lengths = np.cumsum([len(self.tokens(chunk)) for chunk in reversed(chunks)])
+    if left < 0:
+      return -1
     return None if left >= lengths.max(initial=0) else int((lengths <= left).sum())
 
   def write(self, prompts: Sequence[Prompt], speech: Speech, *, shared: bool = False) -> list[str]:

@@ -108,8 +108,8 @@ class Comparison:
 def match_settings(first: Sequence[dict], second: Sequence[dict]) -> Matching:
   """Pairs settings that agree in all of KEY; if none do, those that agree in all but one field.
 
-  That field is the first of MAY_VARY for which there are pairs. Settings that cannot be told apart by what is left
-  stay alone.
+  That field is the first of MAY_VARY for which there are pairs. One task may stand twice: benchmarks of the same name
+  are paired first, then the others, whatever they are called. Settings that cannot be told apart stay alone.
 
   Args:
     first: objects of scores.json.
@@ -117,11 +117,13 @@ def match_settings(first: Sequence[dict], second: Sequence[dict]) -> Matching:
   """
   for varied in ("", *MAY_VARY):
     fields = [field for field in KEY if field != varied]
-    here, there = _by_key(first, fields), _by_key(second, fields)
-    pairs = tuple((here[key], there[key]) for key in here if key in there)
+    pairs = _paired(first, second, ["benchmark", *fields])
+    pairs += _paired(*_unpaired(first, second, pairs), fields)
     if pairs:
-      return Matching(pairs, varied, (_others(first, [a for a, _ in pairs]), _others(second, [b for _, b in pairs])))
-  return Matching((), "", (_others(first, []), _others(second, [])))
+      names = [setting["setting"] for setting in first]
+      pairs.sort(key=lambda pair: names.index(pair[0]["setting"]))
+      return Matching(tuple(pairs), varied, _names(*_unpaired(first, second, pairs)))
+  return Matching((), "", _names(first, second))
 
 
 def compare(first: Finished, second: Finished) -> Comparison:
@@ -222,6 +224,12 @@ def _differing_receipts(first: dict, second: dict, *, whole: bool) -> list[str]:
   return notes
 
 
+def _paired(first: Sequence[dict], second: Sequence[dict], fields: Sequence[str]) -> list[tuple[dict, dict]]:
+  """Settings of both that agree in these fields."""
+  here, there = _by_key(first, fields), _by_key(second, fields)
+  return [(here[key], there[key]) for key in here if key in there]
+
+
 def _by_key(settings: Sequence[dict], fields: Sequence[str]) -> dict[tuple, dict]:
   """Settings by these fields; those that share all of them are left out."""
   keys = [tuple(setting[field] for field in fields) for setting in settings]
@@ -229,6 +237,16 @@ def _by_key(settings: Sequence[dict], fields: Sequence[str]) -> dict[tuple, dict
   return {key: setting for key, setting in zip(keys, settings, strict=True) if counts[key] == 1}
 
 
-def _others(settings: Sequence[dict], paired: Sequence[dict]) -> tuple[str, ...]:
-  names = {setting["setting"] for setting in paired}
-  return tuple(setting["setting"] for setting in settings if setting["setting"] not in names)
+def _unpaired(
+  first: Sequence[dict], second: Sequence[dict], pairs: Sequence[tuple[dict, dict]]
+) -> tuple[list[dict], list[dict]]:
+  """The settings of either that stand in no pair."""
+  here, there = ({pair[side]["setting"] for pair in pairs} for side in (0, 1))
+  return (
+    [setting for setting in first if setting["setting"] not in here],
+    [setting for setting in second if setting["setting"] not in there],
+  )
+
+
+def _names(first: Sequence[dict], second: Sequence[dict]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  return tuple(setting["setting"] for setting in first), tuple(setting["setting"] for setting in second)

@@ -1,7 +1,8 @@
 """Few-shot evaluation: which shots stand before a query, what the model says to them, and what that is worth.
 
-Shots and orders depend on a seed and the query alone. Predictions are written as they come, in the order of the
-queries, so that an evaluation that was stopped goes on where it was.
+Shots and orders depend on a seed and the query alone; where all queries share their shots, also on what is asked.
+Predictions are written as they come, in the order of the queries, so that an evaluation that was stopped goes on where
+it was.
 """
 
 import collections
@@ -28,11 +29,18 @@ from flamingo_jax.evaluation.predictions import (
   read_predictions,
   write_score,
 )
-from flamingo_jax.evaluation.prompts import Prompt
-from flamingo_jax.evaluation.settings import DEVELOPMENT, BenchmarkConfig, Setting, settings_of, task_name
+from flamingo_jax.evaluation.prompts import Medium, Prompt
+from flamingo_jax.evaluation.settings import (
+  DEVELOPMENT,
+  SHUFFLED_IMAGES,
+  BenchmarkConfig,
+  Setting,
+  settings_of,
+  task_name,
+)
 from flamingo_jax.evaluation.support import drawn, ensemble_orders, nearest_shots, random_shots, seed_of
 from flamingo_jax.evaluation.tasks import TASKS, Example, Task, draw_subsets, few_shot_prompt, read_split
-from flamingo_jax.evaluation.tasks.scoring import Resources
+from flamingo_jax.evaluation.tasks.scoring import Resources, open_words
 from flamingo_jax.evaluation.tasks.shots import candidates
 
 SUBSET_SEED = 0  # of support sets and development queries: the same for all seeds, so that only the shots differ
@@ -65,6 +73,24 @@ class Benchmark:
   def task(self) -> Task:
     return TASKS[task_name(self.name, self.config)]
 
+  def own_places(self, query: Example) -> set[int]:
+    """Where the support has a query itself, by its id, or its medium: no shots of it."""
+    return {place for key in (query.id, query.medium) for place in self._places.get(key, ())}
+
+  @functools.cached_property
+  def asked_places(self) -> set[int]:
+    """The same of all queries: what can be no shot of all of them."""
+    return {place for query in self.queries for place in self.own_places(query)}
+
+  @functools.cached_property
+  def _places(self) -> dict[str | Medium, list[int]]:
+    """Where the support has an id, and a medium."""
+    found: dict[str | Medium, list[int]] = collections.defaultdict(list)
+    for place, example in enumerate(self.support):
+      found[example.id].append(place)
+      found[example.medium].append(place)
+    return dict(found)
+
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
@@ -83,14 +109,22 @@ class Asked:
   prompts: tuple[Prompt, ...]
 
 
-def read_benchmark(name: str, config: BenchmarkConfig) -> Benchmark:
+def read_benchmark(name: str, config: BenchmarkConfig, *, wordnet: str) -> Benchmark:
   """Reads what a benchmark's settings need of its data set.
 
+  Args:
+    name: of the benchmark.
+    config: its settings.
+    wordnet: folder of WordNet's database, for WUPS.
+
   Raises:
-    UserError: it is not as docs/evaluation.md has it, or has too few examples for what is asked.
+    UserError: it is not as docs/evaluation.md has it, has too few examples for what is asked, or its metric could not
+      be computed.
   """
   of_task = task_name(name, config)
   task = TASKS[of_task]
+  if task.needs_words:
+    open_words(Resources(pathlib.Path(config.folder), wordnet))
   train = read_split(of_task, config.folder, task.support).examples if task.support else ()
   if config.split == DEVELOPMENT:
     subsets = draw_subsets(of_task, train, seed=SUBSET_SEED, support=config.support or None)
@@ -100,7 +134,7 @@ def read_benchmark(name: str, config: BenchmarkConfig) -> Benchmark:
     split = config.split or task.query
     found = read_split(of_task, config.folder, split)
     queries, absent = found.examples, len(found.absent)
-    support = chosen_support(of_task, train, queries, config) if task.support else ()
+    support = support_set(of_task, train, config) if task.support else ()
   if not queries:
     raise UserError(f"{config.folder}: {split} of {of_task} has no examples ({absent} films are not there).")
   if config.queries:
@@ -109,13 +143,7 @@ def read_benchmark(name: str, config: BenchmarkConfig) -> Benchmark:
   return Benchmark(name, config, split, support, queries, absent)
 
 
-def chosen_support(
-  of_task: str, train: Sequence[Example], queries: Sequence[Example], config: BenchmarkConfig
-) -> tuple[Example, ...]:
-  """The support set; where shots are the same for all queries, without these."""
-  if config.selection == "fixed":
-    asked = {query.medium for query in queries}
-    train = [example for example in train if example.medium not in asked]
+def support_set(of_task: str, train: Sequence[Example], config: BenchmarkConfig) -> tuple[Example, ...]:
   return draw_subsets(of_task, train, seed=SUBSET_SEED, support=config.support or None, development=False).support
 
 
@@ -139,7 +167,7 @@ class Plan:
     setting, benchmark = self.setting, self.benchmark
     query = benchmark.queries[place]
     shown = [benchmark.support[shot] for shot in self.shots(place)]
-    drawn_for = "" if setting.selection == "fixed" else query.id
+    drawn_for = "" if setting.draws_once else query.id
     orders = ensemble_orders(len(shown), drawn_for, seed=setting.seed, count=setting.orders)
     if setting.orders == 1:
       orders = [list(range(len(shown)))]  # as drawn, or the most alike last
@@ -155,20 +183,48 @@ class Plan:
 
   def shots(self, place: int) -> Sequence[int]:
     """Which support examples stand before a query; at 0 shots those whose text does."""
-    setting, support = self.setting, [example.id for example in self.benchmark.support]
-    if setting.shots == 0:
-      return random_shots(support, "", self.benchmark.task.text_only, seed=setting.seed)
-    if self.nearest is not None:
+    setting, benchmark, query = self.setting, self.benchmark, self.benchmark.queries[place]
+    if self.nearest is not None and setting.shots:
       return self.nearest()[place][-setting.shots :].tolist()
-    query = "" if setting.selection == "fixed" else self.benchmark.queries[place].id
-    return random_shots(support, query, setting.shots, seed=setting.seed)
+    return random_shots(
+      len(benchmark.support),
+      "" if setting.draws_once else query.id,
+      shown_count(benchmark, setting),
+      excluded=benchmark.asked_places if setting.draws_once else benchmark.own_places(query),
+      seed=setting.seed,
+    )
+
+
+def shown_count(benchmark: Benchmark, setting: Setting) -> int:
+  """How many support examples stand before a query."""
+  return setting.shots or benchmark.task.text_only
+
+
+def check_support(benchmark: Benchmark, setting: Setting) -> None:
+  """Raises UserError where there are fewer examples to choose from than a prompt needs."""
+  wanted, there = shown_count(benchmark, setting), len(benchmark.support)
+  own = (len(benchmark.own_places(query)) for query in benchmark.queries)
+  excluded = len(benchmark.asked_places) if setting.draws_once else max(own, default=0)
+  if wanted <= there - excluded:
+    return
+  if setting.draws_once and wanted <= there:
+    raise UserError(
+      f"{setting.name}: {wanted} examples stand before all queries, but {excluded} of the {there} support examples are "
+      f"asked about too, or show what is. Set benchmarks.{setting.benchmark}.queries to ask about fewer, or a larger "
+      "support."
+    )
+  besides = f", {excluded} of which are the query or show what it shows" if excluded else ""
+  raise UserError(
+    f"{setting.name}: {wanted} examples stand before a query, but its support set has {there}{besides}. Ask for fewer "
+    "shots, or set a larger support."
+  )
 
 
 def controlled(prompt: Prompt, control: str, seed: int) -> Prompt:
   """The prompt with something taken away, to see what it was good for; `control` is of CONTROLS, or empty."""
   if control == "image_blind":
     return prompting.without_media(prompt)
-  if control == "shuffled_images":
+  if control == SHUFFLED_IMAGES:
     return prompting.with_shuffled_media(prompt, seed)
   if control == "shuffled_shots":
     return prompting.with_shuffled_shots(prompt, seed)
@@ -182,22 +238,18 @@ def plans(model: Model, benchmark: Benchmark, control: str) -> Iterator[Plan]:
     UserError: there are fewer support examples than shots.
   """
   settings = settings_of(benchmark.name, benchmark.config, control)
-  most, there = max(setting.shots for setting in settings), len(benchmark.support)
-  wanted = max(most, benchmark.task.text_only if any(setting.shots == 0 for setting in settings) else 0)
-  if wanted > there:
-    raise UserError(
-      f"{benchmark.name}: {wanted} shots are asked for, but its support set has {there} examples. Ask for fewer shots, "
-      "or set a larger support."
-    )
+  for setting in settings:
+    check_support(benchmark, setting)
 
   @functools.cache
   def nearest() -> Int[np.ndarray, "q k"]:
     return nearest_shots(
       model.sight.pooled([example.medium for example in benchmark.support]),
       model.sight.pooled([example.medium for example in benchmark.queries]),
-      most,
+      max(setting.shots for setting in settings),
       support_ids=[example.id for example in benchmark.support],
       query_ids=[example.id for example in benchmark.queries],
+      excluded=[benchmark.own_places(query) for query in benchmark.queries],
     )
 
   for setting in settings:
@@ -216,10 +268,24 @@ def check_lengths(model: Model, plan: Plan) -> None:
       if fit is not None and (worst is None or fit < worst[0]):
         worst = (fit, asked.query.id)
   if worst is not None:
-    raise UserError(
-      f"{plan.setting.name}: with its answer, the prompt of query {worst[1]} is longer than the {model.limits.context} "
-      f"tokens of the language model's context. {worst[0]} shots fit: set benchmarks.{plan.setting.benchmark}.shots."
-    )
+    raise UserError(too_long(plan, *worst, context=model.limits.context))
+
+
+def too_long(plan: Plan, fit: int, query: str, *, context: int) -> str:
+  """What to do about a query whose prompt is too long, of which so many chunks fit; -1: not even the query does."""
+  benchmark = f"benchmarks.{plan.setting.benchmark}"
+  what = f"the query {query} alone" if fit < 0 else f"the prompt of query {query}"
+  told = (
+    f"{plan.setting.name}: with its answer, {what} is longer than the {context} tokens of the language model's context"
+  )
+  if fit >= 0 and plan.setting.shots:
+    return f"{told}. {fit} shots fit: set {benchmark}.shots."
+  remedies = [f"set context above {context} if the language model was made for more"]
+  if not plan.benchmark.task.ranked:
+    remedies = [f"set {benchmark}.new_tokens below {plan.benchmark.config.new_tokens}", *remedies]
+  if fit < 0:
+    return f"{told}: {', or '.join([*remedies, 'shorten its question'])}."
+  return f"{told}, for the texts before it that show the form of an answer: {', or '.join(remedies)}."
 
 
 def predictions(model: Model, plan: Plan, start: int) -> Iterator[list[dict]]:

@@ -5,7 +5,8 @@ import dataclasses
 from flamingo_jax.evaluation.tasks import SHOTS, TASKS
 
 SELECTIONS = ("random", "fixed", "nearest")
-CONTROLS = ("image_blind", "shuffled_images", "shuffled_shots")
+SHUFFLED_IMAGES = "shuffled_images"
+CONTROLS = ("image_blind", SHUFFLED_IMAGES, "shuffled_shots")
 DEVELOPMENT = "development"  # the split that stands for the paper's development queries
 
 
@@ -47,10 +48,14 @@ class Setting:
     return "-".join(parts)
 
   @property
+  def draws_once(self) -> bool:
+    """Whether the same shots, or at 0 shots the same texts, are drawn for all queries."""
+    return self.selection == "fixed" or self.shots == 0
+
+  @property
   def shares_shots(self) -> bool:
     """Whether all queries are asked after the same shots, which then are read once."""
-    fixed = self.selection == "fixed" or self.shots == 0
-    return fixed and self.control not in ("shuffled_images", "shuffled_shots")
+    return self.draws_once and self.control not in (SHUFFLED_IMAGES, "shuffled_shots")
 
 
 def task_name(name: str, config: BenchmarkConfig) -> str:
@@ -58,23 +63,23 @@ def task_name(name: str, config: BenchmarkConfig) -> str:
 
 
 def settings_of(name: str, config: BenchmarkConfig, control: str) -> list[Setting]:
-  """All settings of a benchmark, by seed and shots."""
+  """All settings of a benchmark, by seed and shots; at 0 shots one picture alone cannot change places."""
   how = (config.selection, config.orders)
   return [
     Setting(name, task_name(name, config), shots, *how, seed, control)
     for seed in config.seeds
     for shots in config.shots
+    if shots or control != SHUFFLED_IMAGES
   ]
 
 
-def check_benchmark(where: str, name: str, config: BenchmarkConfig, control: str = "") -> list[str]:
+def check_benchmark(where: str, name: str, config: BenchmarkConfig) -> list[str]:
   """What is wrong with a benchmark's settings, one line a fault.
 
   Args:
     where: the path of the group of benchmarks in the config, for messages.
     name: of the benchmark.
     config: its settings.
-    control: of CONTROLS, or empty.
   """
   here, task = f"{where}.{name}", TASKS.get(task_name(name, config))
   if task is None:
@@ -101,8 +106,6 @@ def check_benchmark(where: str, name: str, config: BenchmarkConfig, control: str
   for field in ("beams", "new_tokens"):
     if getattr(config, field) < 1:
       faults.append(f"{here}.{field} is {getattr(config, field)}; it is at least 1.")
-  if control == "shuffled_images" and 0 in config.shots:
-    faults.append(f"{here}.shots has 0, and one picture alone cannot change places (control 'shuffled_images').")
   return faults
 
 
@@ -140,5 +143,11 @@ def check_few_shot(
   if control not in ("", *CONTROLS):
     faults.append(f"control is {control!r}; it is one of {', '.join(CONTROLS)}, or empty.")
   for name, benchmark in benchmarks.items():
-    faults += check_benchmark(f"{where}benchmarks", name, benchmark, control)
+    faults += check_benchmark(f"{where}benchmarks", name, benchmark)
+    task = TASKS.get(task_name(name, benchmark))
+    if task and task.needs_words and not config.wordnet:
+      faults.append(
+        f"{where}wordnet is empty, but {task.metric} of benchmarks.{name} needs WordNet's database: name its folder, "
+        "such as /usr/share/wordnet of Debian's package wordnet-base."
+      )
   return faults

@@ -74,7 +74,8 @@ class Sight:
     frames = np.concatenate(clips)
     frames = np.concatenate([frames, np.zeros((-len(frames) % AT_ONCE, *frames.shape[1:]), np.uint8)])
     parts = [gathered(encode(self.config, self.parameters, part)) for part in np.split(frames, len(frames) // AT_ONCE)]
-    return np.split(np.concatenate(parts), np.cumsum([len(clip) for clip in clips]))[: len(media)]
+    features = np.split(np.concatenate(parts), np.cumsum([len(clip) for clip in clips]))[: len(media)]
+    return [own.copy() for own in features]  # a view would keep those of all media alive
 
   def keep(self, medium: Medium, features: np.ndarray) -> None:
     """Puts features among those kept, as the last used; the first used leave where there is no room."""

@@ -1,11 +1,11 @@
 """Which examples stand in a prompt: random ones, or the nearest by what the frozen encoder sees (RICES).
 
-Draws depend on a seed and on the query's id alone, not on the order in which queries are evaluated.
+Draws depend on a seed, on the query's id and on which examples it excludes, not on the order of the queries.
 """
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,16 +15,17 @@ from flamingo_jax.errors import UserError
 ENSEMBLE = 6  # orders of the same shots (paper, section 4.2.2)
 
 
-def random_shots(support: Sequence[str], query: str, shots: int, *, seed: int) -> list[int]:
-  """Places of random support examples, in random order, without the query itself.
+def random_shots(support: int, query: str, shots: int, *, excluded: Collection[int], seed: int) -> list[int]:
+  """Places of random support examples, in random order.
 
   Args:
-    support: ids of the support examples.
+    support: how many examples there are to choose from.
     query: id of the query.
     shots: how many.
-    seed: same seed and query, same shots.
+    excluded: places of examples that are the query, or show what it shows.
+    seed: same seed, query and excluded, same shots.
   """
-  others = np.flatnonzero(np.asarray(support, dtype=object) != query)
+  others = np.delete(np.arange(support), list(excluded))
   _check(shots, len(others))
   return _generator(seed, query).permutation(others)[:shots].tolist()
 
@@ -36,11 +37,12 @@ def nearest_shots(
   *,
   support_ids: Sequence[str],
   query_ids: Sequence[str],
+  excluded: Sequence[Collection[int]],
   block: int = 1024,
 ) -> Int[np.ndarray, "q k"]:
   """Places of the support examples most like each query by cosine, the most alike last (RICES; paper, section 4.2.2).
 
-  Exact search. The query itself, known by its id, is left out; of equals the one that stands first counts as nearer.
+  Exact search; of equals the one that stands first counts as nearer.
 
   Args:
     support: features of the frozen vision encoder, one vector an example.
@@ -48,24 +50,22 @@ def nearest_shots(
     shots: k, how many.
     support_ids: ids of the support examples.
     query_ids: ids of the queries.
+    excluded: of each query, places of examples that are it, or show what it shows.
     block: queries compared at a time.
   """
-  if len(support) != len(support_ids) or len(queries) != len(query_ids):
+  if len(support) != len(support_ids) or not len(queries) == len(query_ids) == len(excluded):
     raise UserError(
       f"There are features of {len(support)} support examples and {len(queries)} queries, but {len(support_ids)} and"
-      f" {len(query_ids)} ids: give features for each."
+      f" {len(query_ids)} ids, and {len(excluded)} queries with what they exclude: give these for each."
     )
-  place_of = {name: place for place, name in enumerate(support_ids)}
-  own = [place_of.get(query) for query in query_ids]
-  _check(shots, len(support) - any(place is not None for place in own))
+  _check(shots, len(support) - max(map(len, excluded), default=0))
   unit = _normalized(support, support_ids)
   found = [np.empty((0, shots), np.int64)]
   for start in range(0, len(queries), block):
     rows = slice(start, start + block)
     similarity = _normalized(queries[rows], query_ids[rows]) @ unit.T
-    for row, place in enumerate(own[rows]):
-      if place is not None:
-        similarity[row, place] = -np.inf
+    for row, places in enumerate(excluded[rows]):
+      similarity[row, list(places)] = -np.inf
     found.append(np.argsort(-similarity, axis=1, kind="stable")[:, :shots][:, ::-1])
   return np.concatenate(found)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from flamingo_jax.evaluation.settings import BenchmarkConfig, FewShotConfig
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from launch.cli import main
 from launch.config import load_config
-from launch.evaluate import read_evaluation
+from launch.evaluate import read_evaluation, with_settings
 from launch.experiment import read_experiment
 from launch.few_shot import FewShot, with_few_shot
 from launch.generate import open_run, trained_parameters
@@ -194,6 +195,43 @@ def test_shipped_evaluations_are_whole(name):
     assert benchmarks["visdial"].shots == (0, 4, 8, 16) and benchmarks["coco"].shots == (0, 4, 8, 16, 32)
 
 
+@pytest.mark.parametrize(("name", "without"), [("quickstart", set()), ("paper", {"rareact"})])
+def test_shipped_evaluations_can_shuffle_pictures(name, without):
+  path = f"configs/evaluation/{name}.py"
+  whole = read_evaluation(load_config(path, {}) | dict(control="shuffled_images"), path)
+  kept, told = with_settings(whole, path)
+  assert whole.few_shot.benchmarks.keys() - kept.few_shot.benchmarks.keys() == without
+  assert "'shuffled_images' leaves out 0 shots" in told and ("nothing is left of rareact" in told) == bool(without)
+  plain = read_evaluation(load_config(path, {}), path)
+  assert with_settings(plain, path) == (plain, "")
+
+
+def test_shuffled_pictures_leave_out_settings_without_shots_and_say_so(work, capsys):
+  out = work / "shuffled"
+  asked = command(work, out, "--control=shuffled_images", "--config.benchmarks.match.shots=(0,)")[4:]
+  assert main(["evaluate", *asked]) == 0
+  assert list(found(out)) == ["describe-2-random-seed0-shuffled_images"]
+  [line] = [line for line in capsys.readouterr().out.splitlines() if "leaves out" in line]
+  assert line == (
+    "control 'shuffled_images' leaves out 0 shots, where one picture alone cannot change places; nothing is left of "
+    "match."
+  )
+
+
+def test_predictions_of_another_tokenizer_are_not_gone_on_with(work, evaluated, capsys):
+  tokenizer = open_run(work / "run").tokenizer()
+  out = work / "another_tokenizer"
+  shutil.copytree(evaluated[0], out)
+  path = out / "predictions" / "describe-0-random-seed0.jsonl"
+  receipt, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert receipt["receipt"]["tokenizer"] == dict(hash=tokenizer.fingerprint(), bos=tokenizer.bos, eos=tokenizer.eos)
+  receipt["receipt"]["tokenizer"] = dict(hash="other", bos=tokenizer.bos + 1, eos=tokenizer.eos)
+  path.write_text("".join(json.dumps(line) + "\n" for line in [receipt, *lines]))
+  told = fails(capsys, *command(work, out)[4:])
+  assert f"tokenizer.bos: {tokenizer.bos + 1} there, {tokenizer.bos} here" in told
+  assert "tokenizer.hash: 'other' there" in told
+
+
 def test_a_run_refuses_benchmarks_that_cannot_be():
   config = load_config("configs/tiny.py", {})
   config["few_shot"]["benchmarks"]["coco"] = dict(folder="data/coco", beams=0, shotz=3)
@@ -241,7 +279,12 @@ def test_faults_of_all_data_sets_are_told_together(work, capsys):
     (["--config.benchmarks.describe.shots=(6,)", "--config.context=20"], "shots fit: set benchmarks.describe.shots"),
     (["--config.mesh.fsdp=3"], "mesh: "),
     (["--checkpoint=/nowhere"], "/nowhere/config.json: missing"),
-    (["--control=shuffled_images"], "shots has 0"),
+    (
+      ["--control=shuffled_images", "--benchmark=describe", "--config.benchmarks.describe.shots=(0,)"],
+      "describe: no other shots are set",
+    ),
+    (["--config.benchmarks.describe.task=nextqa"], "wordnet is empty, but WUPS of benchmarks.describe needs WordNet"),
+    (["--config.benchmarks.describe.task=nextqa", "--config.wordnet=/nowhere"], "/stopwords.txt: there is no such"),
   ],
 )
 def test_bad_input_is_one_clear_message(work, capsys, tmp_path, more, message):

@@ -1,8 +1,8 @@
-"""Accuracy of short answers: VQA's with ten annotators, iVQA's with five, and plain equality."""
+"""Accuracy of short answers: that of VQA and its kin with ten annotators, iVQA's with five, and plain equality."""
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.metrics.score import Score, check_lengths, mean_score
@@ -13,6 +13,8 @@ _ARTICLES = frozenset(["a", "an", "the"])
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")  # the official pattern means to spare a digit before it too, but does not
+
+_Compared = Callable[[str, Sequence[str]], tuple[str, list[str]]]  # answer and references as a script compares them
 
 # The contractions of the official script. It mends each where one apostrophe is missing.
 _CONTRACTED = """
@@ -41,9 +43,17 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
     answers: one a question.
     references: the annotators' answers to each question, ten as a rule.
   """
-  check_lengths(answers, references)
-  _check_answered(references)
-  return mean_score([_one_vqa(answer, each) for answer, each in zip(answers, references, strict=True)])
+  return _accuracy(answers, references, _compared_by_vqa)
+
+
+def textvqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+  """VQA accuracy by TextVQA's evaluator: answers and references are always normalised, after a step of its own."""
+  return _accuracy(answers, references, _compared_by_textvqa)
+
+
+def vizwiz_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+  """VQA accuracy by VizWiz's script: answers are always normalised, references never."""
+  return _accuracy(answers, references, _compared_by_vizwiz)
 
 
 def ivqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
@@ -80,12 +90,33 @@ def normalized_answer(answer: str) -> str:
   return _words_and_digits(_without_punctuation(_on_one_line(answer)))
 
 
-def _one_vqa(answer: str, annotated: Sequence[str]) -> float:
-  annotated = [_on_one_line(one) for one in annotated]
-  answer = _on_one_line(answer)
-  if len(set(annotated)) > 1:
-    annotated = [normalized_answer(one) for one in annotated]
-    answer = normalized_answer(answer)
+def _accuracy(answers: Sequence[str], references: Sequence[Sequence[str]], compared: _Compared) -> Score:
+  check_lengths(answers, references)
+  _check_answered(references)
+  pairs = (compared(answer, each) for answer, each in zip(answers, references, strict=True))
+  return mean_score([_leaving_one_out(answer, annotated) for answer, annotated in pairs])
+
+
+def _compared_by_vqa(answer: str, annotated: Sequence[str]) -> tuple[str, list[str]]:
+  lines = [_on_one_line(one) for one in annotated]
+  if len(set(lines)) == 1:
+    return _on_one_line(answer), lines
+  return normalized_answer(answer), [normalized_answer(one) for one in annotated]
+
+
+def _compared_by_textvqa(answer: str, annotated: Sequence[str]) -> tuple[str, list[str]]:
+  return _textvqa_answer(answer), [_textvqa_answer(one) for one in annotated]
+
+
+def _compared_by_vizwiz(answer: str, annotated: Sequence[str]) -> tuple[str, list[str]]:
+  return normalized_answer(answer), [_on_one_line(one) for one in annotated]
+
+
+def _textvqa_answer(text: str) -> str:
+  return normalized_answer(text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
+
+
+def _leaving_one_out(answer: str, annotated: Sequence[str]) -> float:
   agreeing = annotated.count(answer)
   others = [agreeing - (one == answer) for one in annotated]
   return sum(min(count / 3, 1.0) for count in others) / len(others)

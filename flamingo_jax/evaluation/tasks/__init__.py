@@ -52,6 +52,7 @@ class Task:
     most_shots: more do not fit (VisDial) or are not for this benchmark (RareAct).
     development_queries: how many of the training split the paper's design decisions were made on; 0: none.
     by_class: support and development sets have so many examples of each class, rather than in all.
+    needs_words: the metric reads `scoring.open_words`.
   """
 
   read: Reader
@@ -67,6 +68,7 @@ class Task:
   most_shots: int = 32
   development_queries: int = 0
   by_class: bool = False
+  needs_words: bool = False
 
 
 _USUAL = ("train", "val", "test")
@@ -87,7 +89,14 @@ def _captioning(read: Reader, splits: tuple[str, ...], query: str, *, developmen
 
 
 def _answering(
-  read: Reader, splits: tuple[str, ...], query: str, metric: str, score: scoring.Scorer, *, development_queries: int = 0
+  read: Reader,
+  splits: tuple[str, ...],
+  query: str,
+  metric: str,
+  score: scoring.Scorer,
+  *,
+  development_queries: int = 0,
+  needs_words: bool = False,
 ) -> Task:
   return Task(
     read=read,
@@ -99,6 +108,7 @@ def _answering(
     keywords=("Question:", "Answer:"),
     text_only=2,
     development_queries=development_queries,
+    needs_words=needs_words,
   )
 
 
@@ -132,12 +142,12 @@ TASKS = {
   "okvqa": _answering(
     vqa.read_okvqa, ("train", "val"), "val", "VQA accuracy", scoring.vqa_accuracy, development_queries=1024
   ),
-  "textvqa": _answering(photographs.read_textvqa, ("train", "val"), "val", "VQA accuracy", scoring.vqa_accuracy),
-  "vizwiz": _answering(photographs.read_vizwiz, _USUAL, "test", "VQA accuracy", scoring.vqa_accuracy),
+  "textvqa": _answering(photographs.read_textvqa, ("train", "val"), "val", "VQA accuracy", scoring.textvqa_accuracy),
+  "vizwiz": _answering(photographs.read_vizwiz, _USUAL, "test", "VQA accuracy", scoring.vizwiz_accuracy),
   "msvdqa": _answering(video_qa.read_msvdqa, _USUAL, "test", "top-1", scoring.exact_accuracy, development_queries=1024),
   "msrvttqa": _answering(video_qa.read_msrvttqa, _USUAL, "test", "top-1", scoring.exact_accuracy),
   "ivqa": _answering(video_qa.read_ivqa, _USUAL, "test", "iVQA accuracy", scoring.ivqa_accuracy),
-  "nextqa": _answering(video_qa.read_nextqa, _USUAL, "test", "WUPS", scoring.wups),
+  "nextqa": _answering(video_qa.read_nextqa, _USUAL, "test", "WUPS", scoring.wups, needs_words=True),
   "star": Task(
     read=video_qa.read_star,
     splits=_USUAL,

@@ -12,6 +12,7 @@ from flamingo_jax.evaluation.tasks.reading import (
   part_of,
   read_examples,
   read_json,
+  texts,
 )
 
 SOURCE = "Karpathy's caption_datasets.zip"
@@ -33,7 +34,7 @@ def _read(path: pathlib.Path, split: str, picture) -> Split:
   images = of_split(part_of(read_json(path), "images", path), "split", split, path)
 
   def example(_: int, image: Record) -> Example:
-    captions = filled(sentence["raw"] for sentence in image["sentences"])
+    captions = filled(texts([sentence["raw"] for sentence in image["sentences"]]))
     return Example(image["filename"], Medium(str(picture(image))), captions)
 
   return read_examples(path, images, example)

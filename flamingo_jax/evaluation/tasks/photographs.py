@@ -4,7 +4,15 @@ import pathlib
 
 from flamingo_jax.evaluation.prompts import Medium
 from flamingo_jax.evaluation.tasks.example import Example, Split
-from flamingo_jax.evaluation.tasks.reading import Record, annotation_file, list_of, part_of, read_examples, read_json
+from flamingo_jax.evaluation.tasks.reading import (
+  Record,
+  annotation_file,
+  list_of,
+  part_of,
+  read_examples,
+  read_json,
+  texts,
+)
 
 
 def read_textvqa(folder: pathlib.Path, split: str) -> Split:
@@ -13,7 +21,7 @@ def read_textvqa(folder: pathlib.Path, split: str) -> Split:
 
   def example(_: int, record: Record) -> Example:
     medium = Medium(str(folder / "train_images" / f"{record['image_id']}.jpg"))
-    return Example(str(record["question_id"]), medium, tuple(record["answers"]), question=record["question"].strip())
+    return Example(str(record["question_id"]), medium, texts(record["answers"]), question=record["question"].strip())
 
   return read_examples(path, part_of(read_json(path), "data", path), example)
 

@@ -52,16 +52,18 @@ def read_json_lines(path: pathlib.Path) -> list[Any]:
 
 
 def read_table(path: pathlib.Path, columns: Iterable[str]) -> list[dict[str, str]]:
-  """Rows of a CSV file with a header, which must name these columns."""
+  """Rows of a CSV file with a header, which must name these columns; blank lines are passed over."""
+  reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
   try:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    rows = list(reader)
+    (_, header), *rows = [(reader.line_num, cells) for cells in reader if cells] or [(0, [])]
   except csv.Error as error:
     raise UserError(f"{path}: not readable as CSV ({error}). Fetch it again.") from error
-  missing = [name for name in columns if name not in (reader.fieldnames or ())]
+  missing = [name for name in columns if name not in header]
   if missing:
-    raise UserError(f"{path}: the header lacks {', '.join(missing)}; it has {', '.join(reader.fieldnames or ())}.")
-  return rows
+    raise UserError(f"{path}: the header lacks {', '.join(missing)}; it has {', '.join(header)}.")
+  uneven = [(line, len(cells)) for line, cells in rows if len(cells) != len(header)]
+  report(path, [f"line {line} has {count} cells; the header names {len(header)} columns" for line, count in uneven])
+  return [dict(zip(header, cells, strict=True)) for _, cells in rows]
 
 
 def part_of(content: Any, key: str, path: pathlib.Path) -> list:
@@ -93,7 +95,7 @@ def read_examples(
   answered: bool = True,
   films_vanish: bool = False,
 ) -> Split:
-  """Examples of records, all checked: fields that lack, ids given twice, empty references, media that are not there.
+  """Examples of records, all checked: fields that lack, what is no text, ids given twice, references, media.
 
   Args:
     path: of the annotations, for messages.
@@ -110,9 +112,9 @@ def read_examples(
   for number, record in enumerate(records):
     try:
       example = make(number, record)
+      texts([*example.references, *example.options, example.question])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-      what = f"lacks {error}" if isinstance(error, KeyError) else f"is not as documented ({error})"
-      faults.append(f"record {number} {what}")
+      faults.append(unread(number, error))
       continue
     name = f"record {number} ({example.id})"
     if example.id in first_with:
@@ -131,6 +133,12 @@ def read_examples(
     where = f"none of its {len(absent)} films is there" if absent else "it holds no examples"
     raise UserError(f"{path}: {where}. See docs/evaluation.md for which files go where.")
   return Split(tuple(examples), tuple(absent))
+
+
+def unread(number: int, error: Exception) -> str:
+  """The fault of a record that could not be read."""
+  what = f"lacks {error}" if isinstance(error, KeyError) else f"is not as documented ({error})"
+  return f"record {number} {what}"
 
 
 def report(path: pathlib.Path, faults: list[str]) -> None:
@@ -152,9 +160,19 @@ def exists(path: str) -> bool:
   return name in _names(folder)
 
 
-def filled(texts: Iterable[str]) -> tuple[str, ...]:
+def texts(values: Any) -> tuple[str, ...]:
+  """What an annotation has where a list of texts is due. Raises ValueError where it is something else."""
+  if not isinstance(values, list):
+    raise ValueError(f"{values!r} where a list of texts is expected")
+  for value in values:
+    if not isinstance(value, str):
+      raise ValueError(f"{value!r} where a text is expected")
+  return tuple(values)
+
+
+def filled(given: Iterable[str]) -> tuple[str, ...]:
   """The texts that are not blank, without space around them."""
-  return tuple(text.strip() for text in texts if text.strip())
+  return tuple(text.strip() for text in given if text.strip())
 
 
 def most_common(answers: Iterable[str]) -> str:

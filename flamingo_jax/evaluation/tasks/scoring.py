@@ -43,6 +43,14 @@ def vqa_accuracy(examples: Sequence[Example], predictions: Sequence[str], _: Res
   return vqa.vqa_accuracy(predictions, _references(examples))
 
 
+def textvqa_accuracy(examples: Sequence[Example], predictions: Sequence[str], _: Resources) -> Score:
+  return vqa.textvqa_accuracy(predictions, _references(examples))
+
+
+def vizwiz_accuracy(examples: Sequence[Example], predictions: Sequence[str], _: Resources) -> Score:
+  return vqa.vizwiz_accuracy(predictions, _references(examples))
+
+
 def ivqa_accuracy(examples: Sequence[Example], predictions: Sequence[str], _: Resources) -> Score:
   return vqa.ivqa_accuracy(predictions, _references(examples))
 
@@ -52,14 +60,22 @@ def exact_accuracy(examples: Sequence[Example], predictions: Sequence[str], _: R
 
 
 def wups(examples: Sequence[Example], predictions: Sequence[str], resources: Resources) -> Score:
+  kinds = [example.kind for example in examples]
+  return next_qa_wups(predictions, _references(examples), kinds, *open_words(resources))
+
+
+def open_words(resources: Resources) -> tuple[WordNet, frozenset[str]]:
+  """What WUPS reads besides examples: WordNet's database, and the data set's stop words.
+
+  Raises:
+    UserError: either is not there.
+  """
   if not resources.wordnet:
     raise UserError(
       "WUPS needs WordNet's database: name its folder, such as /usr/share/wordnet of Debian's package wordnet-base."
     )
   path = annotation_file(resources.folder, "stopwords.txt", "github.com/doc-doc/NExT-OE")
-  stop_words = frozenset(path.read_text("utf-8").split())
-  kinds = [example.kind for example in examples]
-  return next_qa_wups(predictions, _references(examples), kinds, WordNet(resources.wordnet), stop_words)
+  return WordNet(resources.wordnet), frozenset(path.read_text("utf-8").split())
 
 
 def top_1(examples: Sequence[Example], predictions: Sequence[np.ndarray], _: Resources) -> Score:

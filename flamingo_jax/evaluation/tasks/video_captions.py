@@ -13,6 +13,7 @@ from flamingo_jax.evaluation.tasks.reading import (
   read_examples,
   read_json,
   report,
+  texts,
 )
 
 VATEX_FILES = {
@@ -29,7 +30,7 @@ def read_vatex(folder: pathlib.Path, split: str) -> Split:
 
   def example(_: int, record: Record) -> Example:
     name = record["videoID"]
-    return Example(name, Medium(film(folder / "videos", name)), filled(record["enCap"]))
+    return Example(name, Medium(film(folder / "videos", name)), filled(texts(record["enCap"])))
 
   return read_examples(path, list_of(read_json(path), path), example, films_vanish=True)
 

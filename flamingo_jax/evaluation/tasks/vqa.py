@@ -12,6 +12,8 @@ from flamingo_jax.evaluation.tasks.reading import (
   read_examples,
   read_json,
   report,
+  texts,
+  unread,
 )
 
 # Of each split: questions, annotations (None: kept back), and the pictures' folder.
@@ -56,9 +58,9 @@ def _answers(path: pathlib.Path) -> dict[Any, tuple[str, ...]]:
   answers, faults = {}, []
   for number, record in enumerate(part_of(read_json(path), "annotations", path)):
     try:
-      name, given = record["question_id"], tuple(answer["answer"] for answer in record["answers"])
-    except (KeyError, TypeError) as error:
-      faults.append(f"record {number} is not as documented (it lacks {error})")
+      name, given = record["question_id"], texts([answer["answer"] for answer in record["answers"]])
+    except (KeyError, TypeError, ValueError) as error:
+      faults.append(unread(number, error))
       continue
     if name in answers:
       faults.append(f"record {number} answers question {name} again")

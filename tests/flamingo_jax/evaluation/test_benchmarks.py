@@ -161,6 +161,15 @@ def test_right_predictions_score_all(name, folders):
     assert score.total == 1
 
 
+@pytest.mark.parametrize(
+  ("name", "expected"), [("vqav2", (0, 1)), ("okvqa", (0, 1)), ("textvqa", (1, 1)), ("vizwiz", (1, 0))]
+)
+def test_where_annotators_agree_each_data_sets_own_script_decides(name, expected, folders):
+  plain, with_article = (Example("question", Medium(""), (answer,) * 10) for answer in ("cat", "the cat"))
+  scores = (TASKS[name].score([each], ["the cat"], Resources(folders)).total for each in (plain, with_article))
+  assert tuple(scores) == expected
+
+
 def test_wups_says_what_it_needs(folders):
   examples = read_split("nextqa", folders / "nextqa", "test").examples
   with pytest.raises(UserError, match="WUPS needs WordNet's database: name its folder"):
@@ -302,7 +311,7 @@ def test_faults_are_told_together_and_counted(tmp_path):
     ("vatex", "vatex_training_v1.0.json", {}, "it holds no list"),
     ("youcook2", "youcookii_annotations_trainval.json", [], 'no object "database"'),
     ("youcook2", "youcookii_annotations_trainval.json", {"database": {"a": {}}}, "film a is not as documented"),
-    ("vqav2", "v2_mscoco_train2014_annotations.json", {"annotations": [{}]}, "record 0 is not as documented"),
+    ("vqav2", "v2_mscoco_train2014_annotations.json", {"annotations": [{}]}, "record 0 lacks 'question_id'"),
     ("vqav2", "v2_mscoco_train2014_annotations.json", {"annotations": []}, r"record 0 \(1\) has no reference answer"),
     ("hateful_memes", "train.jsonl", "{}\nno", "train.jsonl, line 2: not readable as JSON"),
     ("ivqa", "train.csv", "video_id,question\na,b\n", "the header lacks start, end, answer1"),
@@ -328,6 +337,67 @@ def test_broken_annotations_are_named(name, file, content, expected, tmp_path):
   with pytest.raises(UserError, match=expected) as error:
     read_split(name, tmp_path, TASKS[name].support or "all")
   assert file.split("/")[-1] in str(error.value) or name in ("vqav2", "nextqa")
+
+
+def edited(path: pathlib.Path, field: str, value, part: str = "") -> None:
+  """Puts something else into a field of a JSON file's first record."""
+  content = json.loads(path.read_text())
+  (content[part] if part else content)[0][field] = value
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+  ("name", "file", "part", "field", "value", "expected"),
+  [
+    ("msvdqa", "train_qa.json", "", "answer", 2, "record 0 is not as documented (2 where a text is expected)"),
+    ("msvdqa", "train_qa.json", "", "answer", None, "(None where a text is expected)"),
+    ("msvdqa", "train_qa.json", "", "question", 7, "record 0 is not as documented"),
+    ("textvqa", "TextVQA_0.5.1_train.json", "data", "answers", ["red", 2], "(2 where a text is expected)"),
+    ("textvqa", "TextVQA_0.5.1_train.json", "data", "answers", "yes", "('yes' where a list of texts is expected)"),
+    ("okvqa", "mscoco_train2014_annotations.json", "annotations", "answers", [{"answer": 2}], "(2 where a text is"),
+    ("vizwiz", "Annotations/train.json", "", "answers", [{"answer": None}], "(None where a text is expected)"),
+    ("vatex", "vatex_training_v1.0.json", "", "enCap", "a cat", "('a cat' where a list of texts is expected)"),
+    ("coco", "dataset_coco.json", "images", "sentences", [{"raw": 1}], "(1 where a text is expected)"),
+    ("star", "STAR_train.json", "", "choices", [{"choice_id": 0, "choice": 5}], "record 0 is not as documented"),
+  ],
+)
+def test_what_is_no_text_is_a_fault_of_its_record(name, file, part, field, value, expected, tmp_path):
+  WRITERS[name](tmp_path)
+  edited(tmp_path / file, field, value, part)
+  with pytest.raises(UserError) as error:
+    read_split(name, tmp_path, "train")
+  assert str(error.value).startswith(f"{tmp_path / file}: 1 faults.") and expected in str(error.value)
+
+
+def test_an_option_that_is_no_text_is_a_fault_of_its_record(tmp_path):
+  WRITERS["star"](tmp_path)
+  edited(tmp_path / "STAR_test.json", "choices", [{"choice_id": 0, "choice": 5}])
+  with pytest.raises(UserError, match=r"record 0 is not as documented \(5 where a text is expected\)"):
+    read_split("star", tmp_path, "test")
+
+
+@pytest.mark.parametrize(
+  ("name", "file"),
+  [
+    ("nextqa", "train.csv"),
+    ("rareact", "rareact.csv"),
+    ("kinetics", "train.csv"),
+    ("imagenet", "LOC_train_solution.csv"),
+  ],
+)
+def test_rows_of_too_few_or_too_many_cells_are_named_by_their_line(name, file, tmp_path):
+  WRITERS[name](tmp_path)
+  header, first, second, *more = (tmp_path / file).read_text().splitlines()
+  short = first.rsplit(",", 1)[0]
+  write(tmp_path, file, "\n".join([header, "", short, second + ",more", *more]))
+  width = len(header.split(","))
+  with pytest.raises(UserError) as error:
+    read_split(name, tmp_path, TASKS[name].support or "all")
+  assert str(error.value).splitlines() == [
+    f"{tmp_path / file}: 2 faults.",
+    f"  line 3 has {width - 1} cells; the header names {width} columns",
+    f"  line 4 has {width + 1} cells; the header names {width} columns",
+  ]
 
 
 def test_annotations_of_other_questions_are_a_fault(tmp_path):

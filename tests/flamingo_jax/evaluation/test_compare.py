@@ -11,7 +11,9 @@ RECEIPT = dict(split_hash="a", support_hash="b", decoding=dict(beams=3))
 
 
 def result(**fields) -> dict:
-  usual = dict(setting="", task="coco", split="test", shots=4, selection="random", orders=1, seed=0, control="")
+  usual = dict(
+    setting="", benchmark="mine", task="coco", split="test", shots=4, selection="random", orders=1, seed=0, control=""
+  )
   named = usual | fields
   return named | dict(setting=named["setting"] or "-".join(str(named[field]) for field in named if field != "setting"))
 
@@ -244,5 +246,22 @@ def test_settings_of_two_differences_or_of_other_data_do_not_match(change):
 def test_settings_that_cannot_be_told_apart_stay_alone():
   first = [result(seed=0), result(seed=1)]
   assert match_settings(first, [result(seed=2)]).pairs == ()
-  twice = [result(setting="coco-a"), result(setting="coco-b")]
+  twice = [result(benchmark="a"), result(benchmark="b")]
   assert match_settings(twice, [result()]).pairs == ()
+
+
+@pytest.mark.parametrize("varied", [{}, dict(control="image_blind")])
+def test_one_task_that_stands_twice_is_paired_by_the_benchmarks_names(varied):
+  first = [result(benchmark="short"), result(benchmark="long"), result(benchmark="here", seed=3)]
+  second = [result(benchmark=name, **varied) for name in ("long", "short")] + [
+    result(benchmark="there", seed=3, **varied)
+  ]
+  found = match_settings(first, second)
+  assert found.pairs == ((first[0], second[1]), (first[1], second[0]), (first[2], second[2]))
+  assert found.alone == ((), ())
+
+
+def test_what_names_leave_over_is_paired_by_the_other_fields():
+  first = [result(benchmark="other"), result(benchmark="mine")]
+  second = [result(benchmark="mine"), result(benchmark="renamed")]
+  assert match_settings(first, second).pairs == ((first[0], second[1]), (first[1], second[0]))

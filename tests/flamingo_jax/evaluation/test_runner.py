@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import scipy.special
-from miniatures import coco, hateful_memes, msvdqa
+from miniatures import coco, hateful_memes, media, msvdqa, nextqa, write
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.answering import Limits, Model, Speech
@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 def make_benchmark(folder):
   def make(name: str, **changes):
     settings = dict(folder=str(folder / name), shots=(2,), support=2, beams=1, new_tokens=4) | changes
-    return read_benchmark(name, BenchmarkConfig(**settings))
+    return read_benchmark(name, BenchmarkConfig(**settings), wordnet="")
 
   return make
 
@@ -254,6 +254,31 @@ def test_too_long_a_prompt_says_how_many_shots_fit(run, make_model, make_benchma
     run(make_model(context=longest - 1), benchmark, out=tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+  ("context", "shots", "message"),
+  [
+    (8, (2,), "the query COCO.* alone is longer than the 8 tokens .* set benchmarks.coco.new_tokens below 6, or"),
+    (8, (0,), "the query COCO.* alone is longer than the 8 tokens .* set context above 8 .*, or shorten its question"),
+    (
+      9,
+      (0,),
+      "the prompt of query COCO.* than the 9 tokens .* texts before it .* set benchmarks.coco.new_tokens below",
+    ),
+    (9, (2,), "the prompt of query COCO.* than the 9 tokens .* 0 shots fit: set benchmarks.coco.shots"),
+  ],
+)
+def test_a_prompt_that_is_too_long_says_what_would_help(run, make_model, make_benchmark, context, shots, message):
+  """`<BOS>`, the picture, "Output:" and six new tokens are nine."""
+  with pytest.raises(UserError, match=message):
+    run(make_model(context=context), make_benchmark("coco", new_tokens=6, shots=shots))
+
+
+def test_of_ranked_tasks_no_new_tokens_are_spoken_of(run, make_model, make_benchmark):
+  with pytest.raises(UserError, match="alone is longer than the 5 tokens") as caught:
+    run(make_model(context=5), make_benchmark("hateful_memes", shots=(0,)))
+  assert "new_tokens" not in str(caught.value)
+
+
 def test_shots_by_likeness_are_the_nearest_of_what_the_encoder_sees_and_the_nearest_stands_last(model, make_benchmark):
   benchmark = make_benchmark("coco", selection="nearest")
   [plan] = plans(model, benchmark, "")
@@ -270,6 +295,84 @@ def test_shots_by_likeness_are_the_nearest_of_what_the_encoder_sees_and_the_near
     assert cosine(support[-1], query.id) > cosine(support[0], query.id)
 
 
+@pytest.mark.parametrize("selection", ["random", "nearest"])
+def test_no_shot_shows_the_picture_of_its_query(model, make_benchmark, selection):
+  benchmark = make_benchmark("coco", selection=selection, seeds=tuple(range(10)))
+  query, other = benchmark.queries
+  again = dataclasses.replace(query, id="another question about it")
+  support = (again, *benchmark.support, dataclasses.replace(other, medium=benchmark.support[0].medium))
+  shown = [
+    plan.asked(place) for plan in plans(model, dataclasses.replace(benchmark, support=support), "") for place in (0, 1)
+  ]
+  for asked in shown:
+    of_others = {
+      example.id for example in support if asked.query.id != example.id and asked.query.medium != example.medium
+    }
+    assert set(asked.support) <= of_others
+  assert any(again.id in asked.support for asked in shown)  # before the other query it may stand
+
+
+def test_a_query_without_another_support_example_is_an_error(model, make_benchmark):
+  benchmark = make_benchmark("coco")
+  again = dataclasses.replace(benchmark.queries[0], id="another question about it")
+  crowded = dataclasses.replace(benchmark, support=(again, benchmark.support[0]))
+  with pytest.raises(UserError, match="its support set has 2, 1 of which are the query or show what it shows"):
+    list(plans(model, crowded, ""))
+
+
+@pytest.fixture
+def pairs(tmp_path):
+  """Twelve captions of six pictures to show."""
+  rows = [
+    dict(id=f"caption {number}", image=f"{number // 2}.png", split="train", captions=[f"Number {number}."])
+    for number in range(12)
+  ]
+  write(tmp_path, "captions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+  media(tmp_path, *(row["image"] for row in rows))
+
+  def read(**changes):
+    settings = dict(task="pictures", split="train", support=12, seeds=tuple(range(10))) | changes
+    return read_benchmark("pairs", BenchmarkConfig(folder=str(tmp_path), **settings), wordnet="")
+
+  return read
+
+
+@pytest.mark.parametrize(
+  "changes", [dict(selection="fixed", shots=(0, 4)), dict(shots=(0,)), dict(selection="nearest", shots=(0,))]
+)
+def test_shots_of_all_queries_are_none_that_is_asked_about_nor_show_its_picture(model, pairs, changes):
+  benchmark = pairs(queries=3, **changes)
+  pictures = {example.id: example.medium for example in benchmark.support}
+  for plan in plans(model, benchmark, ""):
+    asked = [plan.asked(place) for place in range(3)]
+    [shown] = {each.support for each in asked}
+    assert not {pictures[name] for name in shown} & {query.medium for query in benchmark.queries}
+
+
+def test_shots_of_all_queries_need_examples_that_are_not_asked_about(model, pairs):
+  assert len(list(plans(model, pairs(queries=1, selection="fixed", shots=(8,), seeds=(0,)), ""))) == 1
+  with pytest.raises(
+    UserError, match=r"2 examples stand before all queries, but 12 of the 12 .* benchmarks\.pairs\.queries"
+  ):
+    list(plans(model, pairs(shots=(0,)), ""))
+
+
+@pytest.mark.parametrize(
+  ("lacking", "message"),
+  [("wordnet/index.noun", "it lacks index.noun"), ("nextqa/stopwords.txt", "stopwords.txt: there is no such file")],
+)
+def test_what_a_metric_reads_is_opened_before_anything_is_predicted(tmp_path, lacking, message):
+  nextqa(tmp_path / "nextqa")
+  for kind in ("noun", "verb", "adj", "adv"):
+    for name in (f"index.{kind}", f"data.{kind}", f"{kind}.exc"):
+      write(tmp_path / "wordnet", name, "")
+  config = BenchmarkConfig(folder=str(tmp_path / "nextqa"), shots=(1,), support=2)
+  assert len(read_benchmark("nextqa", config, wordnet=str(tmp_path / "wordnet")).queries) == 2
+  (tmp_path / lacking).unlink()
+  with pytest.raises(UserError, match=message):
+    read_benchmark("nextqa", config, wordnet=str(tmp_path / "wordnet"))
+
+
 def test_what_was_seen_is_kept_up_to_its_limit_and_not_beyond(tiny, parameters, make_benchmark):
   one = 4 * 16 * 4  # places, width, bytes
   limits = Limits(rows=2, frames=FRAMES, context=500, media_memory=2.5 * one / 2**30)
@@ -278,6 +381,7 @@ def test_what_was_seen_is_kept_up_to_its_limit_and_not_beyond(tiny, parameters, 
   media = [example.medium for example in make_benchmark("coco").support + make_benchmark("coco").queries]
   first = model.sight.features(media)
   assert len(model.sight.kept) == 2
+  assert all(features.base is None for features in model.sight.kept.values())  # no view that keeps others alive
   again = model.sight.features(media[::-1])[::-1]
   np.testing.assert_array_equal(first, again)
   assert len(seen) == 4 + 2  # the two that were kept were not read again
@@ -326,7 +430,7 @@ def test_scores_during_training_are_those_of_an_evaluation(run, model, make_benc
 
 
 def test_more_shots_than_support_examples_are_an_error(run, model, make_benchmark):
-  with pytest.raises(UserError, match="4 shots are asked for, but its support set has 2 examples"):
+  with pytest.raises(UserError, match="4 examples stand before a query, but its support set has 2\\. Ask for fewer"):
     run(model, make_benchmark("coco", shots=(0, 4)))
 
 
