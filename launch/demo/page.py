@@ -33,11 +33,20 @@ FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "A
 FIXED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 # Whatever Gradio's own page may name, a browser asks nobody but this server.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'none'; base-uri 'self'"
-SHOW_ANSWER = """() => document.querySelector("#answer").scrollIntoView({block: "nearest", behavior: "smooth"})"""
-STOPPED = """() => document.querySelectorAll(".answer.writing").forEach(answer => {
-  answer.classList.replace("writing", "done");
-  answer.querySelector(".status").textContent += " Stopped.";
-})"""
+SHOW_ANSWER = """() => {
+  clearInterval(window.stopping);
+  document.querySelector("#answer").scrollIntoView({block: "nearest", behavior: "smooth"});
+}"""
+# Words that are on their way when somebody stops still come, and would show the answer as if it went on.
+STOPPED = """() => {
+  const stop = () => document.querySelectorAll(".answer.writing").forEach(answer => {
+    answer.classList.replace("writing", "done");
+    answer.querySelector(".status").textContent += " Stopped.";
+  });
+  stop();
+  clearInterval(window.stopping);
+  window.stopping = setInterval(stop, 100);
+}"""
 
 
 class WithPolicy:
@@ -154,7 +163,8 @@ def make_page(writer: Writer, uploads: pathlib.Path) -> gr.Blocks:
       on(answer, [prompt, *settings], [written, sight], show_progress="hidden", api_visibility="private")
       for on in (start.click, prompt.submit)
     ]
-    start.click(None, js=SHOW_ANSWER)
+    for on in (start.click, prompt.submit):
+      on(None, js=SHOW_ANSWER)
     stop.click(None, js=STOPPED, cancels=events)
   return page.queue(max_size=32)
 

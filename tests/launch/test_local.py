@@ -172,14 +172,15 @@ sys.exit(supervise(Job(lambda: commands, dict(os.environ), folder / "logs", fold
 """
 
 
-# What a shell does before it runs a command of its terminal, and what nohup does.
+# What a shell does before it runs a command of its terminal, and what nohup does; the tests may be under it themselves.
+HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 AT_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
 NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
 
 
 def start_waiting(folder: pathlib.Path, *endings: str, before: str = "", **options) -> subprocess.Popen:
   """A supervisor, once all of its processes wait."""
-  command = [sys.executable, "-c", before + SUPERVISOR, str(folder), PROGRAM, *endings]
+  command = [sys.executable, "-c", HEARD + before + SUPERVISOR, str(folder), PROGRAM, *endings]
   process = subprocess.Popen(command, cwd=ROOT, text=True, **dict(stdout=subprocess.PIPE) | options)
   deadline = time.monotonic() + 60
   while time.monotonic() < deadline and len(list(folder.glob("waiting-*"))) < len(endings):
