@@ -134,17 +134,14 @@ def read_benchmark(name: str, config: BenchmarkConfig, *, wordnet: str) -> Bench
     split = config.split or task.query
     found = read_split(of_task, config.folder, split)
     queries, absent = found.examples, len(found.absent)
-    support = support_set(of_task, train, config) if task.support else ()
+    size = config.support or None
+    support = draw_subsets(of_task, train, seed=SUBSET_SEED, support=size, development=False).support if train else ()
   if not queries:
     raise UserError(f"{config.folder}: {split} of {of_task} has no examples ({absent} films are not there).")
   if config.queries:
     places = drawn([query.id for query in queries], min(config.queries, len(queries)), seed=SUBSET_SEED)
     queries = tuple(queries[place] for place in sorted(places))
   return Benchmark(name, config, split, support, queries, absent)
-
-
-def support_set(of_task: str, train: Sequence[Example], config: BenchmarkConfig) -> tuple[Example, ...]:
-  return draw_subsets(of_task, train, seed=SUBSET_SEED, support=config.support or None, development=False).support
 
 
 @dataclasses.dataclass(frozen=True)

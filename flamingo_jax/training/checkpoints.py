@@ -277,7 +277,9 @@ def items_of(state: State) -> dict[str, Any]:
 
 def differing_sums(items: dict[str, Any], expected: dict[str, int]) -> str:
   """Which arrays are not what was saved; empty: none. All hosts call it together, and find the same."""
-  wrong = [name for name, found in array_sums(items).items() if found != expected.get(name, found)]
+  if not expected:
+    return ""  # saved before there were any
+  wrong = [name for name, found in array_sums(items).items() if found != expected.get(name)]
   return f"{len(wrong)} arrays do not have the sum that they should, such as {wrong[0]}" if wrong else ""
 
 

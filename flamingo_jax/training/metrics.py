@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.training.durable import replace_durably
 
 METRICS = "metrics.jsonl"
 TAIL = 20  # lines that a crash bundle has
@@ -91,21 +92,6 @@ def keep_until(path: pathlib.Path, step: int) -> int:
   kept = [line + "\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step]
   replace_durably(path, "".join(kept))
   return max((its_step for its_step in steps if its_step <= step), default=0)
-
-
-def replace_durably(path: pathlib.Path, text: str) -> None:
-  """Writes a file anew: whatever becomes of the machine, the disk has all of the old one or all of the new one."""
-  unfinished = path.with_name(path.name + ".new")
-  with unfinished.open("w") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  unfinished.replace(path)
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
 
 
 def untimed(line: dict) -> dict:

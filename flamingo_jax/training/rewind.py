@@ -7,11 +7,11 @@ A step takes the next batch that no rewind left out, so the batch of a step is a
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Iterator
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.training.durable import replace_durably
 
 FILE = "rewinds.json"
 
@@ -67,12 +67,7 @@ def add_rewind(workdir: pathlib.Path, rewind: Rewind) -> None:
   known = read_rewinds(workdir)
   if rewind in known:
     return
-  unfinished = workdir / (FILE + ".new")
-  with unfinished.open("w") as file:
-    json.dump([dataclasses.asdict(each) for each in (*known, rewind)], file)
-    file.flush()
-    os.fsync(file.fileno())
-  unfinished.replace(workdir / FILE)
+  replace_durably(workdir / FILE, json.dumps([dataclasses.asdict(each) for each in (*known, rewind)]))
 
 
 def in_force(saved: tuple[Rewind, ...], given: tuple[Rewind, ...]) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.training.durable import replace_durably
 
 CONFIG, HISTORY, LOCK = "config.json", "history.jsonl", "lock"
 FREE = (  # fields that may change from start to start: they leave what is learnt as it is, or a content hash guards it
@@ -110,12 +111,7 @@ def read_config(path: pathlib.Path) -> dict:
 
 
 def write_config(workdir: pathlib.Path, config: dict) -> None:
-  unfinished = workdir / (CONFIG + ".new")
-  with unfinished.open("w") as file:
-    json.dump(config, file, indent=2)
-    file.flush()
-    os.fsync(file.fileno())
-  unfinished.replace(workdir / CONFIG)
+  replace_durably(workdir / CONFIG, json.dumps(config, indent=2))
 
 
 def may_change(field: str, allowed: tuple[str, ...]) -> bool:

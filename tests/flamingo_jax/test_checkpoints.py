@@ -13,11 +13,19 @@ import numpy as np
 import pytest
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.training.checkpoints import About, CheckpointConfig, Checkpoints, check_checkpoints, load_trainable
+from flamingo_jax.training.checkpoints import (
+  About,
+  CheckpointConfig,
+  Checkpoints,
+  check_checkpoints,
+  differing_sums,
+  load_trainable,
+)
 from flamingo_jax.training.guards import Guard
 from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.rewind import Rewind
 from flamingo_jax.training.step import State
+from flamingo_jax.training.sums import array_sums
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 HASHES = {"vision": "a" * 64, "language": "b" * 64}
@@ -191,6 +199,14 @@ def test_no_flipped_bit_is_restored_as_if_it_were_right(copied):
       aside.rename(copied.folder / "30")
     path.write_bytes(before)
   assert fallen_back > 25
+
+
+def test_an_array_without_a_sum_is_none_that_was_saved():
+  items = dict(trainable={"gate": jnp.float32(0.5), "other": jnp.float32(2)})
+  sums = array_sums(items)
+  assert differing_sums(items, sums) == differing_sums(items, {}) == ""  # none of any: it was saved before there were
+  del sums["trainable['other']"]
+  assert differing_sums(items, sums).endswith("such as trainable['other']")
 
 
 @pytest.mark.parametrize("lost", ["trainable/manifest.ocdbt", "optimizer/d", "about/metadata", "guard"])
