@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -60,10 +61,12 @@ class Checkpoint:
   identity: dict
 
 
-def read_evaluation(config: dict, where: str) -> Evaluation:
-  """Checks a whole evaluation config. Raises UserError with every fault, one a line."""
+def read_evaluation(config: dict, where: str, only: Sequence[str] = ()) -> Evaluation:
+  """Checks an evaluation config, of its benchmarks those named; all, if none is. Raises UserError with every fault."""
   faults: list[str] = []
   rest = {name: value for name, value in config.items() if name not in ("control", "mesh", "tokenizer")}
+  if only:
+    rest["benchmarks"] = chosen(rest.get("benchmarks"), only, where)
   mesh = build(MeshConfig, config.get("mesh", {}), "mesh", faults)
   tokenizer = build(TokenizerConfig, config.get("tokenizer", {"path": ""}), "tokenizer", faults)
   control = config.get("control", "")
@@ -106,7 +109,7 @@ def evaluate_checkpoint(
   """
   raw = load_config(path, overrides)
   raw |= {"control": control} if control else {}
-  evaluation, told = with_settings(chosen(read_evaluation(raw, path), only, path), path)
+  evaluation, told = with_settings(read_evaluation(raw, path, only), path)
   benchmarks = read_benchmarks(evaluation.few_shot)
   model = open_checkpoint(checkpoint, evaluation.tokenizer)
   folder = out_folder(checkpoint, out, path)
@@ -129,13 +132,12 @@ def evaluate_checkpoint(
     progress.console.print(f"report: {write_scores_page(folder)}", highlight=False)
 
 
-def chosen(evaluation: Evaluation, only: list[str], where: str) -> Evaluation:
-  """The evaluation with some of its benchmarks."""
-  there = evaluation.few_shot.benchmarks
+def chosen(benchmarks: object, only: Sequence[str], where: str) -> dict:
+  """Some of a config's benchmarks."""
+  there = benchmarks if isinstance(benchmarks, dict) else {}
   if unknown := [name for name in only if name not in there]:
-    raise UserError(f"--benchmark is {unknown[0]!r}; {where} has {', '.join(there)}.")
-  kept = {name: config for name, config in there.items() if not only or name in only}
-  return dataclasses.replace(evaluation, few_shot=dataclasses.replace(evaluation.few_shot, benchmarks=kept))
+    raise UserError(f"--benchmark is {unknown[0]!r}; {where} has {', '.join(there) or 'none'}.")
+  return {name: fields for name, fields in there.items() if name in only}
 
 
 def with_settings(evaluation: Evaluation, where: str) -> tuple[Evaluation, str]:

@@ -13,9 +13,11 @@ from data_pipelines.prompts import VIDEO_SUFFIXES, read_file
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.answering import Limits, Model
+from flamingo_jax.evaluation.benchmark import Benchmark, read_benchmark
 from flamingo_jax.evaluation.prompts import Medium
-from flamingo_jax.evaluation.runner import Benchmark, quick_scores, read_benchmark
+from flamingo_jax.evaluation.runner import quick_scores
 from flamingo_jax.evaluation.settings import BenchmarkConfig, FewShotConfig, check_few_shot
+from flamingo_jax.evaluation.sight import UnreadableMedia
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
@@ -102,7 +104,8 @@ def read_frames(medium: Medium, size: int, frames: int, per_second: float) -> np
   """The frames of a picture or film, uint8 [F, size, size, 3]; of a film too long, from its middle.
 
   Raises:
-    UserError: the file cannot be read, or is not what its name says.
+    UserError: the file cannot be read.
+    UnreadableMedia: it is not what its name says.
   """
   encoded = read_file(medium.path)
   try:
@@ -111,7 +114,8 @@ def read_frames(medium: Medium, size: int, frames: int, per_second: float) -> np
     span = (medium.start or 0.0, np.inf if medium.end is None else medium.end)
     return pad(read_clip(encoded, size, frames=frames, per_second=per_second, span=span, start=0.5), size)
   except MediaError as error:
-    raise UserError(f"{medium.path}: {error}. Bring the file back whole, or take its examples out.") from error
+    fault = f"{medium.path}: {error}. Bring the file back whole, or take its examples out."
+    raise UnreadableMedia({medium: fault}) from error
 
 
 def with_few_shot(evaluate: Metrics, model: FlamingoConfig, tokenizer: Tokenizer, few_shot: FewShot) -> Metrics:

@@ -74,6 +74,11 @@ def read_predictions(path: pathlib.Path) -> tuple[dict, list[dict]]:
   return receipt, lines
 
 
+def answered(lines: Sequence[dict]) -> list[dict]:
+  """Without those of queries whose film could not be decoded, which have no prediction."""
+  return [line for line in lines if "unreadable" not in line]
+
+
 def read_scores(folder: str | pathlib.Path) -> list[dict]:
   """All scores of an evaluation, in the order they were found.
 

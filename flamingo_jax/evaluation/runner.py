@@ -8,88 +8,38 @@ it was.
 import collections
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation import prompts as prompting
 from flamingo_jax.evaluation.answering import Model, Speech
+from flamingo_jax.evaluation.benchmark import Benchmark, examples_hash
 from flamingo_jax.evaluation.metrics.score import Score, confidence_interval
 from flamingo_jax.evaluation.predictions import (
+  answered,
   append,
   open_predictions,
   predictions_path,
   read_predictions,
   write_score,
 )
-from flamingo_jax.evaluation.prompts import Medium, Prompt
-from flamingo_jax.evaluation.settings import (
-  DEVELOPMENT,
-  SHUFFLED_IMAGES,
-  BenchmarkConfig,
-  Setting,
-  settings_of,
-  task_name,
-)
-from flamingo_jax.evaluation.support import drawn, ensemble_orders, nearest_shots, random_shots, seed_of
-from flamingo_jax.evaluation.tasks import TASKS, Example, Task, draw_subsets, few_shot_prompt, read_split
-from flamingo_jax.evaluation.tasks.scoring import Resources, open_words
+from flamingo_jax.evaluation.prompts import Prompt
+from flamingo_jax.evaluation.settings import SHUFFLED_IMAGES, Setting, settings_of
+from flamingo_jax.evaluation.sight import AT_ONCE
+from flamingo_jax.evaluation.support import ensemble_orders, nearest_shots, random_shots, seed_of
+from flamingo_jax.evaluation.tasks import Example, Task, few_shot_prompt
+from flamingo_jax.evaluation.tasks.scoring import Resources
 from flamingo_jax.evaluation.tasks.shots import candidates
 
-SUBSET_SEED = 0  # of support sets and development queries: the same for all seeds, so that only the shots differ
 LEVEL = 0.95  # of intervals
 
 Progress = Callable[[str, int, int], None]  # setting, queries done, queries in all
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-  """A benchmark that was read.
-
-  Attributes:
-    name: in the config.
-    config: its settings.
-    split: that is evaluated.
-    support: what shots are chosen from.
-    queries: what is asked.
-    absent: how many of the split were left out because their film is not there.
-  """
-
-  name: str
-  config: BenchmarkConfig
-  split: str
-  support: tuple[Example, ...]
-  queries: tuple[Example, ...]
-  absent: int
-
-  @property
-  def task(self) -> Task:
-    return TASKS[task_name(self.name, self.config)]
-
-  def own_places(self, query: Example) -> set[int]:
-    """Where the support has a query itself, by its id, or its medium: no shots of it."""
-    return {place for key in (query.id, query.medium) for place in self._places.get(key, ())}
-
-  @functools.cached_property
-  def asked_places(self) -> set[int]:
-    """The same of all queries: what can be no shot of all of them."""
-    return {place for query in self.queries for place in self.own_places(query)}
-
-  @functools.cached_property
-  def _places(self) -> dict[str | Medium, list[int]]:
-    """Where the support has an id, and a medium."""
-    found: dict[str | Medium, list[int]] = collections.defaultdict(list)
-    for place, example in enumerate(self.support):
-      found[example.id].append(place)
-      found[example.medium].append(place)
-    return dict(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,41 +59,6 @@ class Asked:
   prompts: tuple[Prompt, ...]
 
 
-def read_benchmark(name: str, config: BenchmarkConfig, *, wordnet: str) -> Benchmark:
-  """Reads what a benchmark's settings need of its data set.
-
-  Args:
-    name: of the benchmark.
-    config: its settings.
-    wordnet: folder of WordNet's database, for WUPS.
-
-  Raises:
-    UserError: it is not as docs/evaluation.md has it, has too few examples for what is asked, or its metric could not
-      be computed.
-  """
-  of_task = task_name(name, config)
-  task = TASKS[of_task]
-  if task.needs_words:
-    open_words(Resources(pathlib.Path(config.folder), wordnet))
-  train = read_split(of_task, config.folder, task.support).examples if task.support else ()
-  if config.split == DEVELOPMENT:
-    subsets = draw_subsets(of_task, train, seed=SUBSET_SEED, support=config.support or None)
-    split, absent = DEVELOPMENT, 0
-    support, queries = subsets.development_support, subsets.development_queries
-  else:
-    split = config.split or task.query
-    found = read_split(of_task, config.folder, split)
-    queries, absent = found.examples, len(found.absent)
-    size = config.support or None
-    support = draw_subsets(of_task, train, seed=SUBSET_SEED, support=size, development=False).support if train else ()
-  if not queries:
-    raise UserError(f"{config.folder}: {split} of {of_task} has no examples ({absent} films are not there).")
-  if config.queries:
-    places = drawn([query.id for query in queries], min(config.queries, len(queries)), seed=SUBSET_SEED)
-    queries = tuple(queries[place] for place in sorted(places))
-  return Benchmark(name, config, split, support, queries, absent)
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
   """A setting with its data: what is asked, query by query.
@@ -151,13 +66,13 @@ class Plan:
   Attributes:
     setting: one of the benchmark's.
     benchmark: it belongs to.
-    nearest: finds the places of each query's nearest support examples [q, k], the most alike last, at least as many
-      as there are shots; None: shots are drawn.
+    nearest: finds the places of each query's nearest support examples, at least as many as there are shots, the most
+      alike last, by the place of the query; None: shots are drawn.
   """
 
   setting: Setting
   benchmark: Benchmark
-  nearest: Callable[[], Int[np.ndarray, "q k"]] | None
+  nearest: Callable[[], dict[int, Int[np.ndarray, " k"]]] | None
 
   def asked(self, place: int) -> Asked:
     """The prompts of a query, with the control applied."""
@@ -178,6 +93,12 @@ class Plan:
       raise UserError(f"{setting.name}: query {query.id}: {error}") from error
     return Asked(query, tuple(example.id for example in shown), tuple(map(tuple, orders)), prompts)
 
+  def readable(self, places: Iterable[int]) -> list[int]:
+    """Those of the queries whose film is not known to be broken."""
+    if self.nearest is not None:
+      self.nearest()  # looks at all films
+    return [place for place in places if self.benchmark.is_readable(place)]
+
   def shots(self, place: int) -> Sequence[int]:
     """Which support examples stand before a query; at 0 shots those whose text does."""
     setting, benchmark, query = self.setting, self.benchmark, self.benchmark.queries[place]
@@ -188,6 +109,7 @@ class Plan:
       "" if setting.draws_once else query.id,
       shown_count(benchmark, setting),
       excluded=benchmark.asked_places if setting.draws_once else benchmark.own_places(query),
+      unreadable=benchmark.unreadable_places() if setting.shots else (),  # at 0 shots none is looked at
       seed=setting.seed,
     )
 
@@ -239,24 +161,48 @@ def plans(model: Model, benchmark: Benchmark, control: str) -> Iterator[Plan]:
     check_support(benchmark, setting)
 
   @functools.cache
-  def nearest() -> Int[np.ndarray, "q k"]:
-    return nearest_shots(
-      model.sight.pooled([example.medium for example in benchmark.support]),
-      model.sight.pooled([example.medium for example in benchmark.queries]),
-      max(setting.shots for setting in settings),
-      support_ids=[example.id for example in benchmark.support],
-      query_ids=[example.id for example in benchmark.queries],
-      excluded=[benchmark.own_places(query) for query in benchmark.queries],
-    )
+  def nearest() -> dict[int, Int[np.ndarray, " k"]]:
+    return nearest_places(model, benchmark, max(setting.shots for setting in settings))
 
   for setting in settings:
     yield Plan(setting, benchmark, nearest if setting.selection == "nearest" else None)
 
 
-def check_lengths(model: Model, plan: Plan) -> None:
+def nearest_places(model: Model, benchmark: Benchmark, shots: int) -> dict[int, Int[np.ndarray, " k"]]:
+  """Where the support examples nearest to each query stand, by the query's own place, of all that can be read."""
+  support, queries = seen(model, benchmark, benchmark.support), seen(model, benchmark, benchmark.queries)
+  shown = np.array(list(support))
+  own = (list(benchmark.own_places(benchmark.queries[place])) for place in queries)
+  found = nearest_shots(
+    np.stack(list(support.values())),
+    np.stack(list(queries.values())),
+    shots,
+    support_ids=[benchmark.support[place].id for place in support],
+    query_ids=[benchmark.queries[place].id for place in queries],
+    excluded=[np.flatnonzero(np.isin(shown, places)).tolist() for places in own],
+  )
+  return dict(zip(queries, shown[found], strict=True))
+
+
+def seen(model: Model, benchmark: Benchmark, examples: Sequence[Example]) -> dict[int, Float[np.ndarray, " V"]]:
+  """What the encoder sees of each example that can be read, by the example's place."""
+
+  def look(places: Sequence[int]) -> dict[int, Float[np.ndarray, " V"]]:
+    readable = [place for place in places if examples[place].medium not in benchmark.unreadable]
+    return dict(zip(readable, model.sight.pooled([examples[place].medium for place in readable]), strict=True))
+
+  found: dict[int, Float[np.ndarray, " V"]] = {}
+  for start in range(0, len(examples), AT_ONCE):
+    found |= benchmark.look(functools.partial(look, range(len(examples))[start : start + AT_ONCE]))
+  if not found:
+    raise UserError(f"benchmarks.{benchmark.name}: none of {len(examples)} films can be decoded.")
+  return found
+
+
+def check_lengths(model: Model, plan: Plan, places: Iterable[int]) -> None:
   """Raises UserError where a prompt with its answer is longer than the model's context; says how many shots fit."""
   config, worst = plan.benchmark.config, None
-  for place in range(len(plan.benchmark.queries)):
+  for place in plan.readable(places):
     asked = plan.asked(place)
     options = max((len(model.encode(option)) for option in candidates(asked.query)), default=0)
     after = options if plan.benchmark.task.ranked else config.new_tokens
@@ -287,11 +233,23 @@ def too_long(plan: Plan, fit: int, query: str, *, context: int) -> str:
 
 def predictions(model: Model, plan: Plan, start: int) -> Iterator[list[dict]]:
   """What the model says to the queries from number `start` on, some at a time; one object a query."""
-  rows, count = model.limits.rows, len(plan.benchmark.queries)
   model.prefixes.clear()
-  for first in range(start, count, rows):
-    asked = [plan.asked(place) for place in range(first, min(first + rows, count))]
-    yield ranked(model, plan, asked) if plan.benchmark.task.ranked else written(model, plan, asked)
+  rows, places = model.limits.rows, range(len(plan.benchmark.queries))
+  for first in range(start, len(places), rows):
+    yield plan.benchmark.look(functools.partial(answers, model, plan, places[first : first + rows]))
+
+
+def answers(model: Model, plan: Plan, places: Sequence[int]) -> list[dict]:
+  """One object for each of these queries; where its film cannot be decoded, that it is unreadable, and why."""
+  benchmark = plan.benchmark
+  if benchmark.unreadable:  # examples that stand in for unreadable ones may be longer
+    check_lengths(model, plan, places)
+  asked = [plan.asked(place) for place in plan.readable(places)]
+  answer = ranked if benchmark.task.ranked else written
+  lines = iter(answer(model, plan, asked) if asked else ())
+  queries = [benchmark.queries[place] for place in places]
+  why = benchmark.unreadable
+  return [dict(id=query.id, unreadable=why[query.medium]) if query.medium in why else next(lines) for query in queries]
 
 
 def written(model: Model, plan: Plan, asked: Sequence[Asked]) -> list[dict]:
@@ -329,12 +287,15 @@ def described(asked: Asked) -> dict:
 
 
 def score(plan: Plan, lines: Sequence[dict], wordnet: str) -> Score | None:
-  """The metric of a setting's predictions; None where the answers are kept back."""
+  """The metric of the predictions that a setting has; None where the answers are kept back."""
   benchmark, task = plan.benchmark, plan.benchmark.task
   if all(is_kept_back(task, query) for query in benchmark.queries):
     return None
-  said = [np.array(line["scores"]) if task.ranked else line["prediction"] for line in lines]
-  return task.score(benchmark.queries, said, Resources(pathlib.Path(benchmark.config.folder), wordnet))
+  said = {line["id"]: np.array(line["scores"]) if task.ranked else line["prediction"] for line in answered(lines)}
+  if not said:
+    raise UserError(f"{plan.setting.name}: none of {len(lines)} films can be decoded.")
+  queries = [query for query in benchmark.queries if query.id in said]
+  return task.score(queries, list(said.values()), Resources(pathlib.Path(benchmark.config.folder), wordnet))
 
 
 def is_kept_back(task: Task, query: Example) -> bool:
@@ -352,17 +313,6 @@ def receipt(plan: Plan, about: dict) -> dict:
     decoding={} if benchmark.task.ranked else decoding,
     **about,
   )
-
-
-def examples_hash(examples: Sequence[Example]) -> str:
-  """SHA-256 of examples as they were read; of media the files' names, not their folder."""
-
-  def kept(example: Example) -> dict:
-    fields = dataclasses.asdict(example)
-    fields["medium"]["path"] = pathlib.Path(example.medium.path).name
-    return fields
-
-  return hashlib.sha256(json.dumps([kept(example) for example in examples]).encode()).hexdigest()
 
 
 def evaluate(
@@ -389,22 +339,23 @@ def evaluate(
     done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
     tell(plan.setting.name, done, count)
     if done < count:
-      check_lengths(model, plan)
+      check_lengths(model, plan, range(count))
       for lines in predictions(model, plan, done):
         if leads:
           append(path, lines)
         done += len(lines)
         tell(plan.setting.name, done, count)
     if leads:
-      write_score(out, described_score(plan, score(plan, read_predictions(path)[1], wordnet)))
+      lines = read_predictions(path)[1]
+      write_score(out, described_score(plan, score(plan, lines, wordnet), len(answered(lines))))
 
 
-def described_score(plan: Plan, found: Score | None) -> dict:
-  """A setting's line of `scores.json`."""
+def described_score(plan: Plan, found: Score | None, examples: int) -> dict:
+  """A setting's line of `scores.json`, with how many examples were answered."""
   benchmark = plan.benchmark
   about = dict(setting=plan.setting.name) | dataclasses.asdict(plan.setting)
   about |= dict(metric=benchmark.task.metric, split=benchmark.split)
-  about |= dict(examples=len(benchmark.queries), absent=benchmark.absent)
+  about |= dict(examples=examples, absent=benchmark.absent, unreadable=len(benchmark.queries) - examples)
   if found is None:
     return about | dict(score=None)
   low, high = confidence_interval(found, seed=0, level=LEVEL)
@@ -415,7 +366,7 @@ def quick_scores(model: Model, benchmark: Benchmark, wordnet: str) -> dict[str, 
   """Scores of a benchmark by shots, means over seeds; nothing is written: for evaluations in the midst of training."""
   totals = collections.defaultdict(list)
   for plan in plans(model, benchmark, control=""):
-    check_lengths(model, plan)
+    check_lengths(model, plan, range(len(benchmark.queries)))
     lines = [line for some in predictions(model, plan, 0) for line in some]
     if (found := score(plan, lines, wordnet)) is not None:
       totals[f"few_shot/{plan.setting.benchmark}/{plan.setting.shots}"].append(found.total)

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, UInt8
 
+from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.prompts import Medium
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters, nested
@@ -21,6 +22,15 @@ from flamingo_jax.ops.sharding import constrain
 AT_ONCE = 32  # media that are decoded, and frames that are encoded, together
 
 Read = Callable[[Medium], UInt8[np.ndarray, "F H W 3"]]
+
+
+class UnreadableMedia(UserError):
+  """Media whose files are there, but are not what their names say."""
+
+  def __init__(self, faults: Mapping[Medium, str]):
+    """Takes what is wrong with each of them."""
+    super().__init__("\n".join(dict.fromkeys(faults.values())))
+    self.faults = dict(faults)
 
 
 class Sight:
@@ -47,7 +57,7 @@ class Sight:
     """Of each medium, all its frames, in the model's dtype.
 
     Raises:
-      UserError: as `read` does.
+      UnreadableMedia: some of them are; all that are looked at together are named.
     """
     missing = [medium for medium in dict.fromkeys(media) if medium not in self.kept]
     found = {medium: self.kept[medium] for medium in media if medium in self.kept}
@@ -58,24 +68,27 @@ class Sight:
       self.keep(medium, found[medium])
     return [found[medium] for medium in media]
 
-  def pooled(self, media: Sequence[Medium]) -> Float[np.ndarray, "n V"]:
+  def pooled(self, media: Sequence[Medium]) -> list[Float[np.ndarray, " V"]]:
     """The mean over each medium's frames and places, float32: what media are compared by (RICES)."""
-    means = [
-      features.astype(np.float32).mean(axis=(0, 1))
-      for start in range(0, len(media), AT_ONCE)
-      for features in self.features(media[start : start + AT_ONCE])
-    ]
-    return np.stack(means)
+    return [features.astype(np.float32).mean(axis=(0, 1)) for features in self.features(media)]
 
   def look(self, media: Sequence[Medium]) -> list[Float[np.ndarray, "F S V"]]:
     """Reads and encodes; the last frames are padded, so that the encoder is compiled for one shape."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      clips = list(pool.map(self.read, media))
+      clips = list(pool.map(self.attempt, media))
+    if faults := [clip.faults for clip in clips if isinstance(clip, UnreadableMedia)]:
+      raise UnreadableMedia(dict(collections.ChainMap(*reversed(faults))))
     frames = np.concatenate(clips)
     frames = np.concatenate([frames, np.zeros((-len(frames) % AT_ONCE, *frames.shape[1:]), np.uint8)])
     parts = [gathered(encode(self.config, self.parameters, part)) for part in np.split(frames, len(frames) // AT_ONCE)]
     features = np.split(np.concatenate(parts), np.cumsum([len(clip) for clip in clips]))[: len(media)]
     return [own.copy() for own in features]  # a view would keep those of all media alive
+
+  def attempt(self, medium: Medium) -> UInt8[np.ndarray, "F H W 3"] | UnreadableMedia:
+    try:
+      return self.read(medium)
+    except UnreadableMedia as error:
+      return error
 
   def keep(self, medium: Medium, features: np.ndarray) -> None:
     """Puts features among those kept, as the last used; the first used leave where there is no room."""

@@ -15,7 +15,9 @@ from flamingo_jax.errors import UserError
 ENSEMBLE = 6  # orders of the same shots (paper, section 4.2.2)
 
 
-def random_shots(support: int, query: str, shots: int, *, excluded: Collection[int], seed: int) -> list[int]:
+def random_shots(
+  support: int, query: str, shots: int, *, excluded: Collection[int], unreadable: Collection[int], seed: int
+) -> list[int]:
   """Places of random support examples, in random order.
 
   Args:
@@ -23,11 +25,14 @@ def random_shots(support: int, query: str, shots: int, *, excluded: Collection[i
     query: id of the query.
     shots: how many.
     excluded: places of examples that are the query, or show what it shows.
-    seed: same seed, query and excluded, same shots.
+    unreadable: places of examples that cannot be shown. The next of the same draw stands in for each, so that a draw
+      without any of them stays what it was.
+    seed: same seed, query, excluded and unreadable, same shots.
   """
   others = np.delete(np.arange(support), list(excluded))
-  _check(shots, len(others))
-  return _generator(seed, query).permutation(others)[:shots].tolist()
+  found = [place for place in _generator(seed, query).permutation(others).tolist() if place not in unreadable]
+  _check(shots, len(found))
+  return found[:shots]
 
 
 def nearest_shots(

@@ -7,7 +7,14 @@ import pathlib
 from flamingo_jax.credentials import redacted
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.compare import KEY, Finished
-from flamingo_jax.evaluation.predictions import PREDICTIONS, SCORES, predictions_path, read_predictions, read_scores
+from flamingo_jax.evaluation.predictions import (
+  PREDICTIONS,
+  SCORES,
+  answered,
+  predictions_path,
+  read_predictions,
+  read_scores,
+)
 
 CONFIG = "config.json"
 FIELDS = (*KEY, "setting", "benchmark", "metric", "examples", "absent", "score")  # of each object of scores.json
@@ -36,7 +43,8 @@ class Evaluation:
       UserError: these are not there, damaged, or not of the same examples.
     """
     path = predictions_path(self.folder, result["setting"])
-    return Finished(str(path), result, *read_predictions(path))
+    receipt, lines = read_predictions(path)
+    return Finished(str(path), result, receipt, answered(lines))
 
   @property
   def checkpoint(self) -> str:

@@ -151,11 +151,16 @@ def published(task: str) -> dict[str, dict[int, float]]:
 
 
 def in_words(results: Sequence[dict]) -> str:
-  """How many examples there are, and how many films are not there any more."""
-  counts = sorted({(result["examples"], result["absent"]) for result in results})
-  return " or ".join(
-    f"{there:,} examples" + f" ({absent:,} without their film left out)" * bool(absent) for there, absent in counts
-  )
+  """How many examples there are, and how many films are not there any more, or cannot be decoded."""
+  counts = sorted({(result["examples"], result["absent"], result.get("unreadable", 0)) for result in results})
+
+  def told(there: int, absent: int, unreadable: int) -> str:
+    missing = f" ({absent:,} without their film left out)" * bool(absent)
+    return (
+      f"{there:,} examples" + missing + f" ({unreadable:,} whose film cannot be decoded left out)" * bool(unreadable)
+    )
+
+  return " or ".join(told(*each) for each in counts)
 
 
 def way(result: dict) -> tuple:

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from flamingo_jax.evaluation import runner
-from flamingo_jax.evaluation.predictions import append, open_predictions, predictions_path, write_score
+from flamingo_jax.evaluation.benchmark import Benchmark
+from flamingo_jax.evaluation.predictions import answered, append, open_predictions, predictions_path, write_score
 from flamingo_jax.evaluation.prompts import Medium
 from flamingo_jax.evaluation.settings import BenchmarkConfig, settings_of
 from flamingo_jax.evaluation.tasks import Example
@@ -53,9 +54,9 @@ def captioned(folder: pathlib.Path, part: str, count: int, caption: str = "a {co
   )
 
 
-def benchmark(name: str, queries, support=(), *, split: str = "test", absent: int = 0, **settings) -> runner.Benchmark:
+def benchmark(name: str, queries, support=(), *, split: str = "test", absent: int = 0, **settings) -> Benchmark:
   """A benchmark as if it had been read."""
-  return runner.Benchmark(name, BenchmarkConfig(folder="data", **settings), split, support, queries, absent)
+  return Benchmark(name, BenchmarkConfig(folder="data", **settings), split, support, queries, absent, True)
 
 
 Say = Callable[[runner.Plan, int], dict]  # what a model would have answered to a query: fields of its line
@@ -68,17 +69,22 @@ def begin(folder: pathlib.Path, control: str = "") -> None:
   (folder / "config.json").write_text(json.dumps(config))
 
 
-def evaluate(folder: pathlib.Path, of: runner.Benchmark, say: Say, *, control: str = "", finish: bool = True) -> None:
+def evaluate(folder: pathlib.Path, of: Benchmark, say: Say, *, control: str = "", finish: bool = True) -> None:
   """Writes a benchmark's predictions and, if it is to be finished, its scores, by the runner's own code."""
   for setting in settings_of(of.name, of.config, control):
     plan = runner.Plan(setting, of, None)
     path = predictions_path(folder, setting.name)
     open_predictions(path, runner.receipt(plan, CHECKPOINT))
-    lines = [runner.described(plan.asked(place)) | say(plan, place) for place in range(len(of.queries))]
+    lines = [
+      runner.described(plan.asked(place)) | say(plan, place)
+      if of.is_readable(place)
+      else dict(id=query.id, unreadable=of.unreadable[query.medium])
+      for place, query in enumerate(of.queries)
+    ]
     append(path, lines)
     if finish:
       lines = [json.loads(json.dumps(line)) for line in lines]
-      write_score(folder, runner.described_score(plan, runner.score(plan, lines, wordnet="")))
+      write_score(folder, runner.described_score(plan, runner.score(plan, lines, wordnet=""), len(answered(lines))))
 
 
 def writes(texts: Callable[[runner.Plan, int], str], after: str = "") -> Say:

@@ -26,7 +26,7 @@ from launch.arguments import make_parser
 from launch.cli import check_train, main, take_overrides
 from launch.config import load_config
 from launch.data_build import read_settings
-from launch.evaluate import chosen, read_evaluation
+from launch.evaluate import read_evaluation
 from launch.experiment import read_experiment
 from launch.launchers import checked
 from launch.sweep.settings import TrialsConfig, make_trials, read_sweep
@@ -111,7 +111,7 @@ def config_file(path: str, command: Command, folder: pathlib.Path) -> str | None
 def check(options: argparse.Namespace, config: str | None) -> None:
   """What each verb checks before it opens data or models. Raises UserError."""
   if options.verb == "evaluate" and config:
-    chosen(read_evaluation(load_config(config, options.overrides), config), options.benchmark, config)
+    read_evaluation(load_config(config, options.overrides), config, options.benchmark)
   elif options.verb == "sweep" and config:
     sweep = read_sweep(config)
     if isinstance(sweep, TrialsConfig):

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from evaluated import film
 from finished import STEP, write_work
 from PIL import Image
 
@@ -291,6 +292,49 @@ def test_bad_input_is_one_clear_message(work, capsys, tmp_path, more, message):
   told = fails(capsys, *command(work, tmp_path / "out")[4:], *more)
   assert message in told
   assert not (tmp_path / "out" / "scores.json").exists()
+
+
+FILM_CONFIG = """
+from configs import base
+
+def get_config():
+  config = base.evaluation()
+  config.benchmarks = dict(
+    vatex=base.benchmark(folder={folder!r}, support=4, shots=(3,), new_tokens=4),
+    nextqa=base.benchmark(folder="nowhere"),  # which needs WordNet, that is not named
+  )
+  return config
+"""
+
+
+def write_films(folder: pathlib.Path) -> list[pathlib.Path]:
+  """MP4 as VATEX has them, four to show and three to ask about; gives back one of each that was cut short."""
+  broken = []
+  for annotations, part, count in (("training_v1.0", "a", 4), ("public_test_english_v1.1", "b", 3)):
+    names = [f"{part}ilm-{number:06d}_000000_000003" for number in range(count)]
+    for name in names:
+      film(folder / "videos" / f"{name}.mp4")
+    broken.append(folder / "videos" / f"{names[1]}.mp4")
+    broken[-1].write_bytes(broken[-1].read_bytes()[:500])
+    rows = [dict(videoID=name, enCap=["red, green and blue"]) for name in names]
+    (folder / f"vatex_{annotations}.json").write_text(json.dumps(rows))
+  return broken
+
+
+def test_films_of_youtube_that_cannot_be_decoded_are_told_and_left_out(work, capsys, tmp_path):
+  broken = write_films(tmp_path / "vatex")
+  (tmp_path / "films.py").write_text(FILM_CONFIG.format(folder=str(tmp_path / "vatex")))
+  out = tmp_path / "out"
+  asked = [f"--config={tmp_path / 'films.py'}", f"--checkpoint={work / 'run'}", f"--out={out}", "--benchmark=vatex"]
+  assert main(["evaluate", *asked]) == 0
+  told = capsys.readouterr().err
+  assert all(f"{path}: broken_video" in told for path in broken)
+  [score] = read_scores(out)
+  assert (score["examples"], score["absent"], score["unreadable"]) == (2, 0, 1)
+  _, lines = read_predictions(out / "predictions" / "vatex-3-random-seed0.jsonl")
+  assert [line["id"] for line in lines if "unreadable" in line] == ["bilm-000001_000000_000003"]
+  assert all("ailm-000001_000000_000003" not in line.get("support", ()) for line in lines)
+  assert "2 examples (1 whose film cannot be decoded left out)" in (out / "report.html").read_text()
 
 
 def test_a_broken_picture_is_named_and_what_was_predicted_stays(work, capsys, tmp_path):

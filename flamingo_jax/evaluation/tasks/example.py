@@ -56,7 +56,9 @@ class Split:
     examples: in the order of the annotations.
     absent: ids of examples left out because their film is not there. Films vanish from YouTube: for data sets of such
       the paper too evaluated what there still was. Elsewhere a missing file is an error.
+    films_vanish: whether this is such a data set, of which films that cannot be decoded are left out too.
   """
 
   examples: tuple[Example, ...]
   absent: tuple[str, ...] = ()
+  films_vanish: bool = False

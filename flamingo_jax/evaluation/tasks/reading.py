@@ -132,7 +132,7 @@ def read_examples(
   if not examples:
     where = f"none of its {len(absent)} films is there" if absent else "it holds no examples"
     raise UserError(f"{path}: {where}. See docs/evaluation.md for which files go where.")
-  return Split(tuple(examples), tuple(absent))
+  return Split(tuple(examples), tuple(absent), films_vanish)
 
 
 def unread(number: int, error: Exception) -> str:

@@ -11,11 +11,14 @@ from miniatures import coco, hateful_memes, media, msvdqa, nextqa, write
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.answering import Limits, Model, Speech
+from flamingo_jax.evaluation.benchmark import Benchmark, read_benchmark
 from flamingo_jax.evaluation.predictions import predictions_path, read_predictions, read_scores
 from flamingo_jax.evaluation.prompts import Medium
-from flamingo_jax.evaluation.runner import evaluate, plans, quick_scores, read_benchmark
+from flamingo_jax.evaluation.runner import evaluate, plans, quick_scores
 from flamingo_jax.evaluation.settings import BenchmarkConfig
-from flamingo_jax.evaluation.tasks import read_split
+from flamingo_jax.evaluation.sight import UnreadableMedia
+from flamingo_jax.evaluation.tasks import TASKS, Example, few_shot_prompt, read_split
+from flamingo_jax.evaluation.tasks.scoring import Resources
 
 CHECKPOINT = dict(step=3, hashes={"trained": "abc"})
 LENGTH, SLOTS = 64, 3  # of prompts by hand
@@ -44,7 +47,7 @@ def read(medium) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def make_model(tiny, parameters):
-  def make(rows: int = 2, context: int = 500) -> Model:
+  def make(rows: int = 2, context: int = 500, read=read) -> Model:
     return Model(
       tiny, parameters, LetterWords(), read, Limits(rows=rows, frames=FRAMES, context=context, media_memory=1.0)
     )
@@ -385,6 +388,112 @@ def test_what_was_seen_is_kept_up_to_its_limit_and_not_beyond(tiny, parameters, 
   again = model.sight.features(media[::-1])[::-1]
   np.testing.assert_array_equal(first, again)
   assert len(seen) == 4 + 2  # the two that were kept were not read again
+
+
+@pytest.fixture
+def films(make_benchmark):
+  """Sixteen captioned films to show, and five to ask about, of a data set whose films vanish."""
+
+  def examples(part: str, count: int) -> tuple[Example, ...]:
+    return tuple(
+      Example(f"{part}/{number}", Medium(f"{part}/{number}.avi"), references=(f"Film {number} of {part}.",))
+      for number in range(count)
+    )
+
+  def make(**settings) -> Benchmark:
+    plain = make_benchmark("coco", **settings)
+    return dataclasses.replace(plain, support=examples("train", 16), queries=examples("test", 5), films_vanish=True)
+
+  return make
+
+
+def failing_at(*paths: str):
+  """Reads as `read` does, but for films of these names."""
+
+  def read_whole(medium) -> np.ndarray:
+    if medium.path in paths:
+      raise UnreadableMedia({medium: f"{medium.path}: broken_video"})
+    return read(medium)
+
+  return read_whole
+
+
+LOST = {"test/1", "test/4"}
+IN_PLACE = [("random", 2), ("fixed", 2), ("nearest", 2), ("random", 0)]
+
+
+def broken(names) -> list[str]:
+  return [f"{name}.avi" for name in names]
+
+
+@pytest.mark.parametrize(("selection", "shots"), IN_PLACE)
+def test_for_a_film_that_cannot_be_decoded_the_next_of_the_draw_stands_in(
+  run, make_model, films, tmp_path, capsys, selection, shots
+):
+  more = films(selection=selection, shots=(shots + 2 if shots else 0,))
+  [(_, longer)] = run(make_model(), more, out=tmp_path / "longer").values()
+  drawn = {line["id"]: line["support"][:: -1 if selection == "nearest" else 1] for line in longer}  # the first go on
+  shown = {drawn["test/0"][0], drawn["test/2"][1]}
+  benchmark = films(selection=selection, shots=(shots,))
+  reads = failing_at(*broken(LOST | shown))
+  [(_, lines)] = run(make_model(read=reads), benchmark, out=tmp_path / "broken").values()
+  assert {line["id"] for line in lines if "unreadable" in line} == LOST
+  unreadable = shown if shots else ()  # of texts alone no film is looked at
+  for line in lines:
+    if line["id"] not in LOST:
+      expected = [name for name in drawn[line["id"]] if name not in unreadable][: shots or 2]
+      assert line["support"] == expected[:: -1 if selection == "nearest" else 1]
+  [score] = read_scores(tmp_path / "broken")
+  assert (score["examples"], score["unreadable"], len(score["per_example"])) == (3, 2, 3)
+  told = capsys.readouterr().err
+  assert all((f"{name}.avi: broken_video" in told) == (name in LOST or bool(shots)) for name in LOST | shown)
+
+
+@pytest.mark.parametrize(("selection", "shots"), IN_PLACE)
+def test_what_is_left_is_answered_and_scored_as_if_the_broken_films_had_never_been_there(
+  run, make_model, films, tmp_path, selection, shots
+):
+  benchmark = films(selection=selection, shots=(shots,))
+  support = {example.id: example for example in benchmark.support}
+  reads = failing_at(*broken(LOST | {"train/3", "train/11"}))
+  [(_, lines)] = run(make_model(read=reads), benchmark, out=tmp_path / "broken").values()
+  told = {line["id"]: line for line in lines if "raw" in line}
+  queries = [query for query in benchmark.queries if query.id not in LOST]
+  model = make_model()
+  for query in queries:
+    shown = [support[name] for name in told[query.id]["support"]]
+    assert model.write([few_shot_prompt("coco", query, shown, shots=shots)], GREEDY) == [told[query.id]["raw"]]
+  expected = TASKS["coco"].score(queries, [told[query.id]["prediction"] for query in queries], Resources(tmp_path))
+  [score] = read_scores(tmp_path / "broken")
+  assert (score["score"], score["per_example"]) == (expected.total, expected.per_example.tolist())
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+def test_an_evaluation_that_goes_on_finds_the_broken_films_again(run, make_model, films, tmp_path, kept):
+  model = make_model(read=failing_at(*broken(LOST | {f"train/{number}" for number in range(6)})))
+  run(model, films(shots=(2,)))
+  [path] = (tmp_path / "predictions").iterdir()
+  whole, scores = path.read_bytes(), read_scores(tmp_path)
+  path.write_bytes(b"".join(whole.splitlines(keepends=True)[: 1 + kept]))
+  run(model, films(shots=(2,)))
+  assert path.read_bytes() == whole
+  assert read_scores(tmp_path) == scores
+
+
+def test_a_broken_file_of_a_data_set_that_does_not_vanish_ends_the_evaluation(run, make_model, films):
+  with pytest.raises(UserError, match=r"^train/3\.avi: broken_video$"):
+    run(make_model(read=failing_at("train/3.avi")), dataclasses.replace(films(shots=(14,)), films_vanish=False))
+
+
+def test_where_no_film_can_be_decoded_there_is_no_score(run, make_model, films):
+  every = [f"test/{number}.avi" for number in range(5)]
+  with pytest.raises(UserError, match="none of 5 films can be decoded"):
+    run(make_model(read=failing_at(*every)), films(shots=(1,)))
+
+
+def test_too_few_films_left_to_show_are_an_error(run, make_model, films):
+  with pytest.raises(UserError, match="16 examples are asked for, but there are 15 to choose from"):
+    run(make_model(read=failing_at("train/3.avi")), films(shots=(16,)))
 
 
 @pytest.mark.parametrize("control", ["image_blind", "shuffled_images", "shuffled_shots"])

@@ -13,29 +13,29 @@ RECORDED_DRAW_OF_AN_EXAMPLE = [43, 29, 20, 30, 40]
 
 
 def test_random_shots_depend_on_seed_and_query_alone():
-  first = {query: random_shots(50, query, 8, excluded=(), seed=0) for query in ["a", "b", "c"]}
-  again = {query: random_shots(50, query, 8, excluded=(), seed=0) for query in ["c", "a", "b"]}
+  first = {query: random_shots(50, query, 8, excluded=(), unreadable=(), seed=0) for query in ["a", "b", "c"]}
+  again = {query: random_shots(50, query, 8, excluded=(), unreadable=(), seed=0) for query in ["c", "a", "b"]}
   assert first == again
   assert len({tuple(shots) for shots in first.values()}) == 3
-  assert first["a"] != random_shots(50, "a", 8, excluded=(), seed=1)
+  assert first["a"] != random_shots(50, "a", 8, excluded=(), unreadable=(), seed=1)
 
 
 def test_random_shots_are_different_and_never_excluded_ones():
   for place, query in enumerate(IDS):
-    shots = random_shots(50, query, 32, excluded={place, 7}, seed=0)
+    shots = random_shots(50, query, 32, excluded={place, 7}, unreadable=(), seed=0)
     assert len(set(shots)) == 32 and not {place, 7} & set(shots)
 
 
 def test_a_draw_is_the_one_that_the_project_always_made():
   """Recorded when examples were excluded by their id alone, so that earlier evaluations can be made again."""
-  assert random_shots(50, "query", 5, excluded=(), seed=0) == RECORDED_DRAW
-  assert random_shots(50, IDS[3], 5, excluded={3}, seed=0) == RECORDED_DRAW_OF_AN_EXAMPLE
+  assert random_shots(50, "query", 5, excluded=(), unreadable=(), seed=0) == RECORDED_DRAW
+  assert random_shots(50, IDS[3], 5, excluded={3}, unreadable=(), seed=0) == RECORDED_DRAW_OF_AN_EXAMPLE
 
 
 def test_random_shots_come_equally_often_and_in_any_order():
   counts, firsts = collections.Counter(), collections.Counter()
   for number in range(4000):
-    shots = random_shots(8, f"query {number}", 4, excluded=(), seed=0)
+    shots = random_shots(8, f"query {number}", 4, excluded=(), unreadable=(), seed=0)
     counts.update(shots)
     firsts[shots[0]] += 1
   np.testing.assert_allclose([counts[place] for place in range(8)], 2000, atol=5 * math.sqrt(1000))
@@ -89,7 +89,7 @@ def test_a_draw_by_class_has_so_many_of_each():
 
 def test_too_few_examples_are_named():
   with pytest.raises(UserError, match="4 examples are asked for, but there are 3 to choose from"):
-    random_shots(4, IDS[0], 4, excluded={0}, seed=0)
+    random_shots(4, IDS[0], 4, excluded={0}, unreadable=(), seed=0)
   with pytest.raises(UserError, match="4 examples are asked for, but there are 3"):
     nearest_shots(np.ones((4, 2)), np.ones((1, 2)), 4, support_ids=IDS[:4], query_ids=IDS[:1], excluded=[{0}])
   with pytest.raises(UserError, match="1 classes have fewer than 2 examples \\(class 1 has 1\\)"):
