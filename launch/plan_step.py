@@ -1,6 +1,7 @@
 """`flamingo plan --topology`: the training step of a config, compiled for TPUs that need not be there."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.vision.towers import FeaturesConfig
-from flamingo_jax.parallel.mesh import check_hosts, make_mesh
+from flamingo_jax.parallel.mesh import AXES, MeshConfig, check_hosts, make_mesh
 from flamingo_jax.planning.estimate import Estimate, argument_bytes, estimate
 from flamingo_jax.planning.flops import total
 from flamingo_jax.planning.parameters import parameter_counts
@@ -145,16 +146,24 @@ def streams(experiment: Experiment) -> Streams:
 
 
 def near(experiment: Experiment, slice_: Topology) -> list[Candidate]:
-  """All settings that devices, batches and parameters allow, nearest first."""
-  return list(
-    candidates(
-      dataclasses.asdict(experiment.training.mesh),
-      len(slice_.devices),
-      getattr(experiment.model, "remat", ""),
-      experiment.rows,
-      lengths_to_cut(experiment.objective(), experiment.training.sharding),
-    )
+  """All settings that the slice, batches and parameters allow, nearest first."""
+  found = candidates(
+    dataclasses.asdict(experiment.training.mesh),
+    len(slice_.devices),
+    getattr(experiment.model, "remat", ""),
+    experiment.rows,
+    lengths_to_cut(experiment.objective(), experiment.training.sharding),
   )
+
+  @functools.cache
+  def lies(*sizes: int) -> bool:
+    try:
+      make_mesh(MeshConfig(*sizes), slice_.devices)
+    except UserError:
+      return False
+    return True
+
+  return [each for each in found if lies(*(each.mesh[axis] for axis in AXES))]
 
 
 def chosen(experiment: Experiment, slice_: Topology, tries: int) -> list[Candidate]:

@@ -114,7 +114,8 @@ class TextTower(nn.Module):
     positions = self.param(
       "position_embeddings", nn.with_logical_partitioning(small, ("positions", "embed")), (self.config.length, width)
     )
-    words = table.astype(self.dtype)[jnp.minimum(tokens, known - 1)]
+    # Cast behind the lookup: so the gradients of a word's many places are summed in the table's float32.
+    words = jnp.asarray(table)[jnp.minimum(tokens, known - 1)].astype(self.dtype)
     x = linear(width, ("embedding", "embed"), dtype=self.dtype, name="embedding_projection")(words)
     x = x + positions.astype(self.dtype)[: tokens.shape[1]]
     encoder = Encoder(self.config.text, self.dtype, self.config.attention, self.config.remat, name="encoder")

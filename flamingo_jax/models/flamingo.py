@@ -42,7 +42,7 @@ class Flamingo(nn.Module):
 
   def setup(self):
     config, dtype = self.config, jnp.dtype(self.config.dtype)
-    self.vision = vision_tower(config.vision, dtype, config.attention)
+    self.vision = vision_tower(config.vision, dtype, config.attention, config.remat)
     if isinstance(config.resampler, MlpResamplerConfig):
       self.resampler = MlpResampler(config.resampler, dtype)
     elif config.resampler is not None:

@@ -59,7 +59,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   """Devices as one mesh; those of the job unless others are given.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices, or TPU slices do not divide the first.
+    UserError: the axes do not multiply to the number of devices, TPU slices do not divide the first, or JAX cannot lay
+      them over the torus.
   """
   asked, count = dataclasses.asdict(config), jax.device_count() if devices is None else len(devices)
   sizes = complete(asked, count)
@@ -71,11 +72,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     raise UserError(f"mesh: replica={shape[0]}; there are {slices} slices, and replica has to be a multiple of them.")
   # An axis of the mesh may take part of an axis of the torus: 4 x 16 devices of a slice of 8 x 12 x 16, say. Between
   # slices, where links are slow, lies the axis that exchanges least.
-  if slices == 1:
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  else:
-    within = (shape[0] // slices, *shape[1:])
-    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+  within = (shape[0] // slices, *shape[1:])
+  try:
+    if slices == 1:
+      placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+      placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+  except (ValueError, TypeError, NotImplementedError) as error:  # of sides that 5 or 7 divides, it cannot split some
+    written = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, within, strict=True))
+    raise UserError(
+      f"mesh: JAX finds no way to lay {written} over the torus of a slice of {count // slices} devices. Take other "
+      "sizes; `flamingo plan --search` tries those that it can lay."
+    ) from error
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

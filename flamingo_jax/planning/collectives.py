@@ -84,9 +84,10 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
   Raises:
     UnreadableModule: they are written in another way.
   """
-  pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+  pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}", attributes)
   if pairs:
-    return tuple(map(int, pairs.groups()))
+    ends = [tuple(map(int, pair)) for pair in re.findall(r"(\d+),(\d+)", pairs.group(1))]
+    return next((pair for pair in ends if len(set(pair)) > 1), ends[0])  # some may stay where they are
   groups = re.search(r"replica_groups=(.*?)(?:, [a-z_]+=|$)", attributes)
   written = groups.group(1) if groups else "{}"
   if written == "{}":

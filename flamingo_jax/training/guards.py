@@ -40,7 +40,8 @@ class Guard:
   Attributes:
     in_a_row: int32, updates left out since the last one that was made.
     skipped: int32, updates left out since the run began.
-    mean, variance: float32, of the losses of the updates made, over the spike window.
+    mean, variance: float32, of the losses of the updates made, over the spike window; whether or not spikes are left
+      out, so that a run may begin to at any start.
   """
 
   in_a_row: jax.Array
@@ -74,19 +75,13 @@ def judge(
     limit = guard.mean + config.spike * jnp.sqrt(guard.variance)
     spike = finite & (made >= config.spike_window) & (loss > limit)
   accepted = finite & ~spike
+  mean, variance = running(guard, config, made, loss)
   after = Guard(
     in_a_row=jnp.where(accepted, 0, guard.in_a_row + 1),
     skipped=guard.skipped + ~accepted,
-    mean=guard.mean,
-    variance=guard.variance,
+    mean=jnp.where(accepted, mean, guard.mean),
+    variance=jnp.where(accepted, variance, guard.variance),
   )
-  if config.spike:
-    mean, variance = running(guard, config, made, loss)
-    after = dataclasses.replace(
-      after,
-      mean=jnp.where(accepted, mean, guard.mean),
-      variance=jnp.where(accepted, variance, guard.variance),
-    )
   causes = {"nonfinite": ~finite, "spike": spike}
   return accepted, after, {cause: found.astype(jnp.int32) for cause, found in causes.items()}
 

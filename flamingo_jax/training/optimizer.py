@@ -1,13 +1,19 @@
 """AdamW as in the paper: global-norm clipping, linear warm-up, decay on what the patterns leave."""
 
 import dataclasses
+import functools
 import math
 import re
 
 import jax
 import optax
 
-STACKED = re.compile("/(rest|layers)/")  # of an NFNet's stage, of a transformer
+STACKS = {
+  "rest",
+  "layers",
+  "groups",
+}  # parts of a path, each an axis of layers that are looped over: of an NFNet's stage,
+# of a transformer, of a language model between its gated layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +48,10 @@ def check_optimizer(config: OptimizerConfig, total_steps: int) -> list[str]:
     faults.append(f"optimizer.learning_rate is {config.learning_rate}; it is above 0, and finite.")
   if config.clip_norm <= 0:
     faults.append(f"optimizer.clip_norm is {config.clip_norm}; it is above 0.")
-  for field in ("weight_decay", "epsilon"):
-    if not 0 <= getattr(config, field) < math.inf:
-      faults.append(f"optimizer.{field} is {getattr(config, field)}; it is not negative, and finite.")
+  if not 0 <= config.weight_decay < math.inf:
+    faults.append(f"optimizer.weight_decay is {config.weight_decay}; it is not negative, and finite.")
+  if not 0 < config.epsilon < math.inf:  # behind closed gates the first gradients are 0, and would be divided by 0
+    faults.append(f"optimizer.epsilon is {config.epsilon}; it is above 0, and finite.")
   for field in ("beta1", "beta2"):
     if not 0 <= getattr(config, field) < 1:
       faults.append(f"optimizer.{field} is {getattr(config, field)}; it is a share below 1.")
@@ -83,19 +90,31 @@ def matches(patterns: tuple[str, ...], path: str) -> bool:
 def adaptive_clip(limit: float, patterns: tuple[str, ...]) -> optax.GradientTransformation:
   """Adaptive gradient clipping (Brock et al., 2021, section 4) of the parameters whose paths match.
 
-  The weights of each output are a unit. Layers that are looped over are stacked along a first axis, and each is clipped
-  for itself.
+  The weights of each output of each layer are a unit, and each bias and gain.
   """
   clip = optax.adaptive_grad_clip(limit)
 
-  def one(gradient: jax.Array, parameter: jax.Array) -> jax.Array:
-    return clip.update(gradient, clip.init(parameter), parameter)[0]
+  def of_layer(path: str, gradient: jax.Array, parameter: jax.Array) -> jax.Array:
+    units = by_output(path, parameter)
+    return clip.update(by_output(path, gradient), clip.init(units), units)[0].reshape(gradient.shape)
 
   def update(gradients, state, parameters):
-    clipped = {path: (jax.vmap(one) if STACKED.search(path) else one) for path in gradients if matches(patterns, path)}
-    return gradients | {path: way(gradients[path], parameters[path]) for path, way in clipped.items()}, state
+    clipped = {}
+    for path in (path for path in gradients if matches(patterns, path)):
+      of_stack = functools.partial(of_layer, path)
+      for _ in STACKS.intersection(path.split("/")):
+        of_stack = jax.vmap(of_stack)
+      clipped[path] = of_stack(gradients[path], parameters[path])
+    return gradients | clipped, state
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def by_output(path: str, weights: jax.Array) -> jax.Array:
+  """The weights of a layer with one axis of inputs, where attention has one of heads and one of their width."""
+  if path.endswith("/output/kernel") and weights.ndim == 3:
+    return weights.reshape(-1, weights.shape[-1])
+  return weights.reshape(-1) if path.endswith("bias") else weights
 
 
 def clipping(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -58,6 +58,8 @@ def test_every_way_of_writing_groups():
   assert group_of("channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), use_global_device_ids=true", 8) == (0, 2, 4, 6)
   assert group_of("replica_groups=mesh['a'=2,'b'=3] {'b'}, x=1", 6) == (0, 1, 2)
   assert group_of("source_target_pairs={{0,1},{1,0}}", 2) == (0, 1)
+  assert group_of("source_target_pairs={{0,0},{1,2},{2,1},{3,3}}", 4) == (1, 2)
+  assert group_of("source_target_pairs={{0,0},{1,1}}", 2) == (0, 0)
   with pytest.raises(UnreadableModule, match="a new way"):
     group_of("replica_groups=a new way", 4)
 

@@ -135,3 +135,22 @@ def test_gradients_are_the_same_whatever_is_computed_again(jit, random_parameter
   kept, found = (jit(jax.grad(mean_loss(each)))(parameters, whole_batch(0, 4)) for each in (config, again))
   for path, gradient in kept.items():
     np.testing.assert_allclose(found[path], gradient, atol=1e-5 * max(1, np.abs(gradient).max()), err_msg=path)
+
+
+def test_gradients_of_a_word_that_stands_everywhere_are_summed_in_float32(jit, weights):
+  """In bfloat16 a sum of thousands stops growing at some 256 times what is added to it."""
+  rows = 1024
+  batch = dict(
+    tokens=np.full((rows, 6), 3, np.int32),
+    segments=np.ones((rows, 6), np.int32),
+    media=np.zeros((rows, 1, 1, 8, 8, 3), np.uint8),
+  )
+  towards = np.random.default_rng(0).normal(size=4).astype(np.float32)
+
+  def gradient(dtype: str):
+    model = Contrastive(dataclasses.replace(CONFIG, dtype=dtype))
+    mean = jax.grad(lambda parameters: (model.apply(nested(parameters), batch)[1] @ towards).sum())
+    return np.asarray(jit(mean)(weights)["text/embeddings"][3])
+
+  exact = gradient("float32")
+  assert np.linalg.norm(gradient("bfloat16") - exact) < 0.05 * np.linalg.norm(exact)

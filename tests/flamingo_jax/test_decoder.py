@@ -365,3 +365,27 @@ def test_a_chinchilla_layer_has_thirteen_times_the_squared_width():
   small = {path.removeprefix("prefix/") for path in counts if not path.endswith("kernel")} - {"embeddings"}
   biases = {"attention/content_bias", "attention/distance_bias"}
   assert small == {"norm/scale", "attention_norm/scale", "feed_forward_norm/scale"} | biases
+
+
+@pytest.mark.parametrize(("table", "token"), [("embeddings", 3), ("extra_embeddings", 11), ("position_embeddings", 3)])
+def test_gradients_of_a_token_that_stands_everywhere_are_summed_in_float32(jit, table, token):
+  """In bfloat16 a sum of thousands stops growing at some 256 times what is added to it."""
+  rows = 2048
+  config = DecoderConfig(**SIZES, layers=1, extra_tokens=2, positions="learned", position_rows=4)
+  decoder = Decoder(config, jnp.bfloat16)
+  tokens = np.full((rows, 1), token, np.int32)
+  shapes = flat(
+    jax.eval_shape(lambda key: decoder.init(key, tokens, np.ones_like(tokens))["params"], jax.random.key(0))
+  )
+  parameters = {path: jnp.zeros(shape.shape, shape.dtype) for path, shape in shapes.items()}
+  added = 1 + 0.5 * np.random.default_rng(0).normal(size=(rows, 1, config.width))
+  added = jnp.asarray(added, jnp.bfloat16)
+
+  def see(parameters):
+    def embedded(decoder):
+      return decoder.place(decoder.embed(tokens), np.zeros_like(tokens))
+
+    return (decoder.apply(nested(parameters), method=embedded).astype(jnp.float32) * added).sum()
+
+  found = np.asarray(jit(jax.grad(see))(parameters)[table])
+  np.testing.assert_allclose(found.sum(axis=0), np.asarray(added, np.float64).sum(axis=(0, 1)), rtol=1e-3)

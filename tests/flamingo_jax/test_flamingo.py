@@ -191,3 +191,18 @@ def test_the_loss_of_a_bfloat16_model_is_in_float32(jit, tiny, parameters, make_
   assert values[0].dtype == jnp.float32
   assert np.ptp(values) < 0.25
   assert len({float(value) for value in values}) > 15
+
+
+def test_a_vision_encoder_that_is_trained_keeps_no_more_activations_than_the_policy_says(tiny, make_batch):
+  deep = dataclasses.replace(tiny, vision=dataclasses.replace(tiny.vision, layers=8))
+
+  def temporaries(remat: str) -> int:
+    model = Flamingo(dataclasses.replace(deep, remat=remat))
+    parameters = flat(jax.eval_shape(lambda key: initialize(deep, key), jax.random.key(0)))
+    shapes = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in parameters.items()}
+    batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((64, *array.shape[1:]), array.dtype), make_batch())
+    see = lambda parameters, batch: model.apply(nested(parameters), batch["media"], batch["media_mask"], method="see")  # noqa: E731
+    slope = jax.jit(jax.grad(lambda parameters, batch: see(parameters, batch).sum()))
+    return slope.lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
+
+  assert temporaries("full") < 0.5 * temporaries("none")

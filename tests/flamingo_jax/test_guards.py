@@ -53,6 +53,16 @@ def test_spikes_are_left_out_once_a_window_has_been_seen_and_do_not_move_the_mea
   assert early == ["", "", ""]
 
 
+def test_spikes_may_be_left_out_from_any_start_on():
+  calm = (np.random.default_rng(3).normal(size=3 * WINDOW) * 0.1 + 3.0).tolist()
+  _, guard = verdicts(calm)
+  for loss, cause in ((3.1, ""), (9.0, "spike")):
+    _, _, causes = judge(
+      guard, GuardConfig(spike=5.0, spike_window=WINDOW), len(calm), jnp.float32(loss), jnp.float32(1)
+    )
+    assert [name for name, count in causes.items() if count] == ([cause] if cause else [])
+
+
 def test_losses_that_fall_are_no_spikes():
   found, _ = verdicts([3.0, 3.1] * WINDOW + [0.1], spike=3.0)
   assert set(found) == {""}

@@ -105,6 +105,12 @@ def test_hosts_that_share_only_some_rows_are_refused(monkeypatch):
     data_parts(mesh)
 
 
+def test_a_mesh_that_jax_cannot_lay_over_a_torus_is_named():
+  with pytest.raises(UserError, match="no way to lay replica=10 x fsdp=4 x model=8 over the torus of a slice of 320"):
+    make_mesh(MeshConfig(10, 4, 8), open_topology("v4:4x4x20").devices)
+  assert make_mesh(MeshConfig(20, 4, 4), open_topology("v4:4x4x20").devices).size == 320
+
+
 def test_only_the_replica_axis_leads_from_slice_to_slice():
   done = subprocess.run([sys.executable, "-c", SLICES], capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr

@@ -69,6 +69,12 @@ def unit_clipped(gradient, weights, axes):
   return np.where(size > limit, gradient * limit / np.maximum(size, 1e-6), gradient)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, -1e-8, np.inf])
+def test_an_epsilon_that_could_not_divide_is_refused(epsilon):
+  (fault,) = check_optimizer(OptimizerConfig(epsilon=epsilon), 10)
+  assert fault == f"optimizer.epsilon is {epsilon}; it is above 0, and finite."
+
+
 def test_adaptive_clipping_is_of_each_output_of_each_layer_and_the_norm_is_that_of_the_rest():
   shapes = {
     "vision/stem/conv_0/kernel": ((3, 3, 4, 5), (0, 1, 2)),
@@ -77,6 +83,13 @@ def test_adaptive_clipping_is_of_each_output_of_each_layer_and_the_norm_is_that_
     "vision/stage_0/rest/skip_gain": ((2,), ()),
     "vision/stage_0/first/squeeze_excite/squeeze/bias": ((5,), (0,)),
     "vision/stage_0/first/squeeze_excite/squeeze/kernel": ((4, 5), (0,)),
+    "vision/encoder/layers/attention/query/kernel": ((2, 6, 3, 4), (1,)),
+    "vision/encoder/layers/attention/query/bias": ((2, 3, 4), (1, 2)),
+    "vision/encoder/layers/attention/output/kernel": ((2, 3, 4, 6), (1, 2)),
+    "vision/groups/layers/attention/output/kernel": ((2, 3, 3, 4, 6), (2, 3)),
+    "vision/groups/gated_cross_attention/feed_forward/up/kernel": ((2, 4, 5), (1,)),
+    "vision/tail/gated_cross_attention/attention/output/kernel": ((3, 4, 6), (0, 1)),
+    "vision/output/kernel": ((4, 5), (0,)),
     "text/encoder/layers/feed_forward/up/kernel": ((2, 4, 5), None),
     "image_projection/kernel": ((4, 5), None),
   }

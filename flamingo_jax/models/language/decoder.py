@@ -157,17 +157,18 @@ class Decoder(nn.Module):
 
   def embed(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     known = self.config.vocabulary
-    x = self.embeddings.astype(self.dtype)[jnp.minimum(tokens, known - 1)]
+    # Cast behind the lookup: so the gradients of a token's many places are summed in the table's float32.
+    x = self.embeddings[jnp.minimum(tokens, known - 1)].astype(self.dtype)
     if not self.config.extra_tokens:
       return x
-    extra = self.extra_embeddings.astype(self.dtype)[jnp.maximum(tokens - known, 0)]
+    extra = self.extra_embeddings[jnp.maximum(tokens - known, 0)].astype(self.dtype)
     return jnp.where((tokens >= known)[:, :, None], extra, x)
 
   def place(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     """Adds the learned positions, if there are any."""
     if self.config.positions != "learned":
       return x
-    return x + self.position_embeddings.astype(self.dtype)[positions + self.config.position_offset]
+    return x + self.position_embeddings[positions + self.config.position_offset].astype(self.dtype)
 
   def unembed(self, x: Float[Array, "B L D"]) -> Float[Array, "B L vocabulary"]:
     return jnp.concatenate([logits_of(x, table) for table in self.unembedding_tables()], axis=-1)
