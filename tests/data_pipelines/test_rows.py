@@ -59,6 +59,29 @@ def test_a_file_without_rows_has_none(tmp_path, form):
   assert [row for start, stop in split(path, 5) for row in read_rows(path, start, stop)] == []
 
 
+STRAY = [  # as lines of a tab-separated file, with how the text reads
+  ("plain", "plain"),
+  ('"Stay hungry, a poster', '"Stay hungry, a poster'),
+  ('a 5" pipe', 'a 5" pipe'),
+  ('"a ""quoted"" text"', 'a "quoted" text'),
+  ('"two\nlines"', "two\nlines"),
+  ('"Stay" hungry', '"Stay" hungry'),
+  ('"again', '"again'),
+  ("the end", "the end"),
+  ('"and one more', '"and one more'),
+]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("order", range(6))
+def test_a_quote_that_does_not_close_swallows_no_other_record(tmp_path, size, order):
+  lines = random.Random(order).sample(STRAY, len(STRAY)) if order else STRAY
+  path = tmp_path / "rows.tsv"
+  path.write_text("".join(["number\ttext\n", *(f"{n}\t{line}\n" for n, (line, _) in enumerate(lines))]), newline="")
+  read = [row for start, stop in split(path, size) for row in read_rows(path, start, stop)]
+  assert [row for _, row in read] == [dict(number=str(n), text=text) for n, (_, text) in enumerate(lines)]
+
+
 def test_broken_lines_are_named_and_the_others_read(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_bytes(b'{"a": 1}\n{"a": \n\xff\n[1]\n' + b"[" * 100_000 + b'\n{"a": 2}\n')

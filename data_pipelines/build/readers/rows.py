@@ -1,6 +1,7 @@
 """Rows of CSV, TSV, JSON Lines and Parquet files, and of JSON Lines in gzip or zip; ranges are found once."""
 
 import codecs
+import collections
 import csv
 import gzip
 import io
@@ -9,7 +10,7 @@ import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
 import pyarrow
@@ -106,9 +107,9 @@ def _json_row(line: bytes, name: str, path: pathlib.Path) -> tuple[str, Row] | F
 def _csv_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
   name = path.name.lower()
   with path.open("rb") as file:
-    header = next(csv.reader([_text(file.readline(LONGEST_LINE))], delimiter=_delimiter(name)), [])
+    header, _ = _header(file, name)
     file.seek(start)
-    for offset, fields in _csv_records(file, start, name):
+    for offset, fields in _csv_records(file, start, name, len(header)):
       if offset >= stop:
         return
       fault = _csv_fault(fields, header)
@@ -116,6 +117,12 @@ def _csv_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, 
         yield Fault("bad_document", f"{path.name}, byte {offset}", fault)
       else:
         yield f"byte {offset}", dict(zip(header, fields, strict=True))
+
+
+def _header(file: BinaryIO, name: str) -> tuple[list[str], int]:
+  """The names of a CSV's columns, and where its records begin."""
+  line = file.readline(LONGEST_LINE)
+  return next(csv.reader([_text(line)], delimiter=_delimiter(name)), []), len(line)
 
 
 def _csv_fault(fields: list[str], header: list[str]) -> str | None:
@@ -128,25 +135,41 @@ def _row_offsets(file: BinaryIO, name: str) -> Iterator[int]:
   """Where each row begins; a CSV's header is none."""
   if ".jsonl" in name:
     return (offset for offset, line in _lines(file, 0) if line.strip())
-  header = file.readline(LONGEST_LINE)
-  return (offset for offset, _ in _csv_records(file, len(header), name))
+  header, begin = _header(file, name)
+  return (offset for offset, _ in _csv_records(file, begin, name, len(header)))
 
 
-def _csv_records(file: BinaryIO, start: int, name: str) -> Iterator[tuple[int, list[str]]]:
-  """(offset, fields) of each record; a quoted field may have line ends in it."""
-  offset = start
+def _csv_records(file: BinaryIO, start: int, name: str, columns: int) -> Iterator[tuple[int, list[str]]]:
+  """(offset, fields) of each record.
 
-  def lines() -> Iterator[str]:
-    nonlocal offset
-    for _, line in _lines(file, start):
-      offset += len(line)
-      yield _text(line)
-
-  begins = start
-  for fields in csv.reader(lines(), delimiter=_delimiter(name)):
+  A quoted field may have line ends in it. Where no record of so many columns comes of that, the quote is a letter like
+  others, and the record ends with its line.
+  """
+  lines, ahead = _lines(file, start), collections.deque[tuple[int, bytes]]()
+  while first := ahead.popleft() if ahead else next(lines, None):
+    taken: list[tuple[int, bytes]] = []
+    more = itertools.chain(iter(lambda: ahead.popleft() if ahead else None, None), lines)
+    fields = _quoted_record(_text(first[1]), _noted(more, taken), name)
+    if fields is None or (taken and len(fields) != columns):
+      ahead.extendleft(reversed(taken))
+      fields = next(csv.reader([_text(first[1])], delimiter=_delimiter(name), quoting=csv.QUOTE_NONE))
     if fields:  # an empty line is no record
-      yield begins, fields
-    begins = offset
+      yield first[0], fields
+
+
+def _noted(lines: Iterable[tuple[int, bytes]], taken: list[tuple[int, bytes]]) -> Iterator[str]:
+  """The text of lines, each noted as it is taken."""
+  for line in lines:
+    taken.append(line)
+    yield _text(line[1])
+
+
+def _quoted_record(first: str, more: Iterator[str], name: str) -> list[str] | None:
+  """The fields of a record that begins with a line; None where a quote does not close as it should."""
+  try:
+    return next(csv.reader(itertools.chain([first], more), delimiter=_delimiter(name), strict=True))
+  except csv.Error:
+    return None
 
 
 def _lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
