@@ -133,7 +133,7 @@ def run_launch(options) -> int:
 
 
 def run_sweep(options) -> int:
-  from launch.launchers import checked
+  from launch.launchers import TAKES, checked
   from launch.sweep.run import LAUNCHER, WAIT, run_sweep
 
   trial = ["--config=of a trial", "--workdir=of a trial"]
@@ -141,8 +141,8 @@ def run_sweep(options) -> int:
   checked(told)
   if told.dry_run:
     raise UserError("--dry-run: a sweep waits for what it launches. `flamingo launch --dry-run` shows one launch.")
-  # A job that Slurm has given up ends its launch, as a trial on this machine does.
-  launcher = [*options.launcher, WAIT] if told.on == "slurm" else options.launcher
+  # A job that a cluster has given up ends its launch, as a trial on this machine does.
+  launcher = [*options.launcher, WAIT] if "wait" in TAKES[told.on] else options.launcher
   asked = (options.parallel, options.retries, launcher)
   return run_sweep(options.config, options.overrides, options.workdir, *asked)
 

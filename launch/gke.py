@@ -1,6 +1,7 @@
 """`flamingo launch --on=gke`: one JobSet on slices of TPUs or nodes with GPUs (docs/launch.md)."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -9,6 +10,7 @@ import yaml
 
 from flamingo_jax.errors import USER_FAULT, UserError
 from flamingo_jax.planning.topologies import parse_topology
+from launch.jobsets import follow_jobset
 from launch.submitting import submit
 from launch.train_command import Run
 
@@ -53,6 +55,7 @@ def launch_gke(
   image: str,
   volume: list[str],
   dry_run: bool = False,
+  wait: bool = False,
   name: str | None = None,
   secret: str | None = None,
   namespace: str | None = None,
@@ -67,6 +70,7 @@ def launch_gke(
     image: that has the command `flamingo`.
     volume: persistent volume claims as CLAIM:PATH; one of them has the work directory.
     dry_run: print the JobSet and the command, and do nothing.
+    wait: until the JobSet is over, for what it came to; asked to end by SIGTERM or Ctrl-C, the JobSet is deleted.
     name: of the JobSet; that of the work directory unless given.
     secret: whose entries become environment variables.
     namespace: of the JobSet.
@@ -88,7 +92,8 @@ def launch_gke(
   pod = pod_spec(run, machines, image, [split_volume(each) for each in volume], secret, grace)
   jobset = job_set(name, namespace, machines, pod, restarts)
   text = yaml.safe_dump(jobset, sort_keys=False, allow_unicode=True, width=math.inf)
-  return submit(["kubectl", "create", "--filename=-"], text, dry_run=dry_run)
+  create = functools.partial(submit, ["kubectl", "create", "--filename=-"], text, dry_run=dry_run)
+  return follow_jobset(jobset, create) if wait and not dry_run else create()
 
 
 def name_faults(name: str) -> list[str]:

@@ -14,7 +14,7 @@ TAKES = {  # launcher -> its own options; all others are refused there
   ),
   "gke": (
     "name", "image", "volume", "secret", "namespace", "topology", "slices", "nodes", "gpus_per_node", "accelerator",
-    "restarts", "grace",
+    "restarts", "grace", "wait",
   ),
   "tpu-vm": ("name", "zone", "project", "folder", "restarts", "grace"),
 }  # fmt: skip
@@ -35,6 +35,9 @@ def add_options(launch: argparse.ArgumentParser) -> None:
   local.add_argument("--devices", type=positive, help="virtual CPU devices of each process (those of the machine)")
   local.add_argument("--coordinator", choices=("auto",), help="one process of a job that other machines start, too")
 
+  waiting = launch.add_argument_group("slurm and gke")
+  waiting.add_argument("--wait", action="store_const", const=True, help="until the job is over; Ctrl-C cancels it")
+
   cluster = launch.add_argument_group("slurm, and GPUs on gke")
   cluster.add_argument("--nodes", type=positive, help="machines (1)")
   cluster.add_argument("--gpus-per-node", type=positive, metavar="N", help="of each machine")
@@ -44,7 +47,6 @@ def add_options(launch: argparse.ArgumentParser) -> None:
   slurm.add_argument("--partition", help="to run in")
   slurm.add_argument("--account", help="that pays")
   slurm.add_argument("--time", help="limit of one start, such as 24:00:00; the job is queued again in time")
-  slurm.add_argument("--wait", action="store_const", const=True, help="until the job is over; Ctrl-C cancels it")
   slurm.add_argument("--sbatch", action="append", metavar="OPTION", help="another, such as --mem=0; may be repeated")
 
   gke = launch.add_argument_group("gke")

@@ -1,16 +1,23 @@
 """The JobSet for GKE, held to the models that Kubeflow makes of Kubernetes' and JobSet's own schemas."""
 
+import itertools
 import json
 import os
+import pathlib
 import re
+import signal
 import sys
+import threading
+import time
 
 import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from flamingo_jax.errors import DONE, HUNG, PEER_LOST, PREEMPTED, USER_FAULT
+from launch import jobsets
 from launch.cli import main
+from launch.supervisor import INTERRUPTED
 
 COMMON = ["launch", "--on=gke", "--config=configs/tiny.py", "--image=repository/flamingo:1", "--volume=runs:/runs"]
 
@@ -182,3 +189,123 @@ def test_a_machine_without_kubectl_is_told_of_the_dry_run(tmp_path, monkeypatch,
   monkeypatch.setenv("PATH", str(tmp_path))
   assert main([*COMMON, "--workdir=/runs/mine", "--topology=v5e:4x4"]) == USER_FAULT
   assert re.search("kubectl is not on .*--dry-run", capsys.readouterr().err)
+
+
+# Has one JobSet at most, in a file; of each look at it takes the next of the conditions that it is to have.
+CLUSTER = """
+import json, os, pathlib, sys, yaml
+folder = pathlib.Path(os.environ["CLUSTER"])
+jobset, told, conditions = folder / "jobset", folder / "told", folder / "conditions"
+with told.open("a") as file:
+  file.write(" ".join(sys.argv[1:]) + "\\n")
+if sys.argv[1] == "create":
+  if jobset.exists():
+    sys.exit("AlreadyExists")
+  jobset.write_text(sys.stdin.read())
+elif sys.argv[1] == "delete":
+  jobset.unlink()
+elif jobset.exists():
+  first, *rest = json.loads(conditions.read_text())
+  conditions.write_text(json.dumps(rest or [first]))
+  if first == "down":
+    sys.exit("no route to host")
+  if first == "gone":
+    jobset.unlink()
+    sys.exit()
+  kind, reason = first or ("StartupPolicyCompleted", "")
+  status = dict(conditions=[dict(type=kind, status="True", reason=reason)])
+  print(json.dumps(yaml.safe_load(jobset.read_text()) | dict(status=status)))
+"""
+WAITING = [*COMMON, "--workdir=/runs/mine", "--topology=v5e:4x4", "--wait", "--namespace=research"]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+  """A program in the place of kubectl: (the JobSet's conditions, look by look) -> the folder it keeps things in."""
+  (tmp_path / "kubectl").write_text(f"#!{sys.executable}\n{CLUSTER}")
+  (tmp_path / "kubectl").chmod(0o755)
+  monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+  monkeypatch.setenv("CLUSTER", str(tmp_path))
+  monkeypatch.setattr(jobsets, "LOOK", 0.01)
+
+  def make(*conditions) -> pathlib.Path:
+    (tmp_path / "conditions").write_text(json.dumps(conditions))
+    return tmp_path
+
+  return make
+
+
+def verbs(folder: pathlib.Path) -> list[str]:
+  """What kubectl was told, without looks that follow each other."""
+  return [verb for verb, _ in itertools.groupby(line.split()[0] for line in (folder / "told").open())]
+
+
+ENDINGS = [
+  ([None, None, ("Completed", "AllJobsCompleted")], DONE, ""),
+  ([None, "down", "down", ("Completed", "AllJobsCompleted")], DONE, ""),
+  ([None, ("Failed", "ReachedMaxRestarts")], 1, "failed: ReachedMaxRestarts"),
+  ([None, ("Failed", "FailJobSetFailurePolicyAction")], USER_FAULT, "failed: FailJobSetFailurePolicyAction"),
+  ([None, "gone", None], 1, "failed: it is not there any more"),
+]
+
+
+@pytest.mark.parametrize(("conditions", "code", "told"), ENDINGS)
+def test_a_launch_that_waits_ends_as_its_jobset(cluster, capfd, conditions, code, told):
+  folder = cluster(*conditions)
+  assert main(WAITING) == code
+  assert told in capfd.readouterr().out
+  assert verbs(folder) == ["get", "create", "get"]
+  assert all("jobset mine --namespace=research" in line for line in (folder / "told").open() if line.startswith("get"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, PREEMPTED), (signal.SIGINT, INTERRUPTED)])
+def test_a_launch_that_is_asked_to_end_deletes_its_jobset_and_waits_for_its_pods(cluster, number, code):
+  folder = cluster(None)
+
+  def ask() -> None:
+    while not (folder / "jobset").exists() or verbs(folder)[-1] != "get":
+      time.sleep(0.02)
+    os.kill(os.getpid(), number)
+
+  threading.Thread(target=ask, daemon=True).start()
+  assert main(WAITING) == code
+  assert (folder / "told").read_text().splitlines()[-1] == (
+    "delete jobset mine --namespace=research --cascade=foreground"
+  )
+  assert not (folder / "jobset").exists()
+
+
+def test_a_jobset_of_the_same_run_is_waited_for_and_one_that_failed_is_created_anew(cluster, capfd):
+  folder = cluster(None, ("Failed", "ReachedMaxRestarts"))
+  assert main(WAITING) == 1
+  (folder / "told").unlink()
+  cluster(("Failed", "ReachedMaxRestarts"), None, ("Completed", ""))
+  assert main(WAITING) == DONE
+  assert verbs(folder) == ["get", "delete", "create", "get"]
+  assert "had failed, and is created anew" in capfd.readouterr().out
+  (folder / "told").unlink()
+  cluster(None, None, ("Completed", ""))
+  assert main(WAITING) == DONE  # as after a launch that was killed
+  assert verbs(folder) == ["get"]
+
+
+def test_a_jobset_of_another_run_is_left_alone(cluster, capfd):
+  folder = cluster(("Failed", "ReachedMaxRestarts"))
+  assert main(WAITING) == 1
+  (folder / "told").unlink()
+  assert main([option.replace("/runs/mine", "/runs/other/mine") for option in WAITING]) == USER_FAULT
+  assert (
+    "has a JobSet mine with --workdir=/runs/mine; this one has --workdir=/runs/other/mine" in capfd.readouterr().err
+  )
+  assert verbs(folder) == ["get"]
+
+
+def test_a_sweep_hears_of_a_jobset_that_has_given_up(cluster, tmp_path, capfd, monkeypatch):
+  folder = cluster(("Failed", "ReachedMaxRestarts"))
+  file = tmp_path / "sweep_file.py"
+  body = "return sweep.trials('configs/tiny.py', [{'seed': 1}], 'heldout/text_loss/pages')"
+  file.write_text(f"from configs import sweep\n\ndef get_sweep():\n  {body}\n")
+  told = ["sweep", f"--config={file}", f"--workdir={tmp_path / 'sweep'}", "--retries=1", "--", "--on=gke"]
+  assert main([*told, "--image=repository/flamingo:1", f"--volume=runs:{tmp_path}", "--topology=v5e:4x4"]) == 1
+  assert "seed=1: failed at step 0 (JobSet" in capfd.readouterr().out.replace("flamingo launch: ", "")
+  assert verbs(folder) == ["get", "create", "get", "delete", "create", "get"]
