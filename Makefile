@@ -7,7 +7,10 @@ FLAMINGO := $(ENVIRONMENT)/bin/flamingo
 PIP := $(ENVIRONMENT)/bin/python -m pip install --quiet
 BANDIT := $(ENVIRONMENT)/bin/bandit --quiet --recursive --configfile=pyproject.toml flamingo_jax launch data_pipelines configs
 
-.PHONY: train test security clean
+WHEEL := .wheel
+CORE := $(patsubst %,tests/flamingo_jax/test_%.py,flamingo perceiver_resampler gated_cross_attention vit loop)
+
+.PHONY: train test test-wheel security clean
 
 train: $(ENVIRONMENT)/.ready
 	$(FLAMINGO) quickstart
@@ -22,6 +25,17 @@ test: $(ENVIRONMENT)/.ready-to-test
 
 security: $(ENVIRONMENT)/.ready-to-test
 	$(BANDIT)
+
+# The wheel in an environment of its own, with what it asks for and no more; there, the tests of the core.
+test-wheel: $(ENVIRONMENT)/.ready-to-test
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/tree
+	$(ENVIRONMENT)/bin/python -m build --no-isolation --wheel --outdir=$(WHEEL) . > $(WHEEL)/build.log
+	$(PYTHON) -m venv $(WHEEL)/environment
+	$(WHEEL)/environment/bin/python -m pip install --quiet $(WHEEL)/*.whl pytest
+	cp -r tests $(WHEEL)/tree
+	cd $(WHEEL)/tree && ../environment/bin/flamingo --help > /dev/null
+	cd $(WHEEL)/tree && ../environment/bin/python -m pytest -q $(CORE)
+	rm -rf $(WHEEL) build
 
 # Markers are written last: an installation that was interrupted is done again.
 $(ENVIRONMENT)/.ready: setup.py flamingo_jax/__init__.py
@@ -39,4 +53,4 @@ $(ENVIRONMENT)/.ready-to-test: $(ENVIRONMENT)/.ready
 	touch $@
 
 clean:
-	rm -rf $(ENVIRONMENT) data runs
+	rm -rf $(ENVIRONMENT) $(WHEEL) data runs
