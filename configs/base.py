@@ -48,7 +48,7 @@ def training() -> dict:
       spike_window=100,  # updates, over which mean and deviation run
       hang_seconds=1800.0,  # without the end of a step, after which stacks are written and the process ends; 0: never
     ),
-    start="",  # a folder of `flamingo import` or a run, whose trained parts this run begins with; empty: fresh ones
+    start="",  # a run of the same objective, or an imported model, that this one begins with; empty: fresh parameters
     tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
     evaluation=dict(batches=4, samples=2),  # held-out batches a stream; samples a stream in the report
     streams=dict(),  # name -> stream(...)

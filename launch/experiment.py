@@ -39,11 +39,10 @@ from flamingo_jax.training.writers import unknown_writers
 from launch.config import build, join, unknown
 from launch.few_shot import FewShot, build_few_shot, why_unable, with_few_shot
 from launch.precomputed import check_kinds, check_shards, common_tower, folders
-from launch.pretrained import FrozenConfig, ModelConfig, check_tokenizer, read_pretrained
+from launch.pretrained import MODELS, FrozenConfig, ModelConfig, check_tokenizer, read_pretrained
 from launch.skips import strip, without_skipped
 from launch.zero_shot import ZeroShotConfig, build_zero_shot, read_zero_shot
 
-MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig, "language": LanguageModelConfig}
 OBJECTIVES: dict[type, Callable[..., Objective]] = {
   FlamingoConfig: flamingo_objective,
   ContrastiveConfig: contrastive_objective,
@@ -176,7 +175,8 @@ class Experiment:
   def frozen(self) -> Frozen:
     """Reads the frozen parts, and what trained ones start from. Raises UserError when something is not as it should."""
     frozen = read_pretrained(self.model, self.objective(), self.training, self.frozen_config, self.start)
-    check_tokenizer(self.frozen_config.language, **dataclasses.asdict(self.tokenizer_config))
+    for source in (self.frozen_config.language, self.start):
+      check_tokenizer(source, **dataclasses.asdict(self.tokenizer_config))
     if not isinstance(self.vision, FeaturesConfig):
       return frozen
     tower = common_tower(self.stream_configs, self.frozen_config.vision)

@@ -25,6 +25,7 @@ from flamingo_jax.training.step import is_trainable
 from launch.config import convert
 
 ModelConfig = FlamingoConfig | ContrastiveConfig | LanguageModelConfig
+MODELS = {"flamingo": FlamingoConfig, "contrastive": ContrastiveConfig, "language": LanguageModelConfig}  # by objective
 Found = tuple[dict[str, np.ndarray], str]  # parameters by path, and the hash of where they came from
 
 
@@ -49,7 +50,7 @@ def read_pretrained(
   what was read. So does everything trained, if there is a `start`.
 
   Raises:
-    UserError: a part is missing, or was made for another architecture.
+    UserError: a part is missing, or was made for another architecture; or nothing of the `start` is trained here.
   """
   parameters, hashes = {}, {}
   for part in parts_of(model):
@@ -60,6 +61,8 @@ def read_pretrained(
   if start:
     begun, made_with = read_start(model, start)
     kept = {path: array for path, array in begun.items() if is_trainable(path, training.trainable)}
+    if not kept:
+      raise UserError(f"start: {start} has nothing of what is trained here; trainable is {training.trainable}.")
     trained |= kept | fitted_tower(below(kept, "vision/"), made_with, model, start)
   return Frozen(frozen, hashes, trained)
 
@@ -165,10 +168,11 @@ def stored_language(source: str) -> tuple[Parameters, dict, str]:
 
 
 def check_tokenizer(source: str, path: str, bos: int, eos: int) -> None:
-  """Holds a tokenizer against that of the language run whose tokens a model is to read, if that is still there.
+  """Holds a tokenizer against that of a run whose tokens a model is to read, if that is still there.
 
   Args:
-    source: of the language model; nothing is known of a model folder's, nor of a random one's.
+    source: of the language model, or of what the training begins with; nothing is known of a model folder's, nor of a
+      random one's.
     path: of the tokenizer.
     bos: the id that begins a document.
     eos: the id that ends one.
@@ -204,13 +208,27 @@ def read_start(model: ModelConfig, source: str) -> tuple[Parameters, dict]:
   """All parameters of an imported Flamingo, or the trained ones of a run, and what its vision encoder was made with.
 
   Of a language model, all parameters of one; it has no vision encoder.
+
+  Raises:
+    UserError: there is none, or it is of another kind or architecture than the model.
   """
   if isinstance(model, LanguageModelConfig):
     return read_language(model, source)[0], {}
-  if not is_model_folder(source):
-    return load_trainable(source)[0], config_of(source)["model"]["vision"]
+  if is_model_folder(source):
+    return read_flamingo(model, source)
+  trained, _, _ = load_trainable(source)
+  config, [ours] = config_of(source), [name for name, kind in MODELS.items() if isinstance(model, kind)]
+  if config.get("objective") != ours:
+    raise UserError(f"start: {source} holds a {config.get('objective')} run; a {ours} run goes on from a {ours} one.")
+  return trained, config["model"]["vision"]
+
+
+def read_flamingo(model: ModelConfig, source: str) -> tuple[Parameters, dict]:
+  """All parameters of a model folder's Flamingo, and what its vision encoder was made with; raises as `read_start`."""
+  if not isinstance(model, FlamingoConfig):
+    raise UserError(f"start: {source} is a model folder; a contrastive run goes on from a contrastive one.")
   stored, described = load_model(source)
-  if described.get("kind") != "flamingo" or not isinstance(model, FlamingoConfig):
+  if described.get("kind") != "flamingo":
     raise UserError(f"start: {source} is not a Flamingo; its config.json says kind {described.get('kind')!r}.")
   made_with = as_config(FlamingoConfig, described["config"], source)
   ours = dataclasses.asdict(model)

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from flamingo_jax.interop.model_folder import load_model
 from flamingo_jax.training.checkpoints import load_trainable
 from flamingo_jax.training.metrics import read_metrics
 from flamingo_jax.training.step import is_trainable
+from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 from launch.exporting import export_model
 from launch.generate import open_run, read_trained
@@ -126,3 +128,39 @@ def test_a_start_whose_trained_vision_encoder_is_another_is_refused(work):
   config["frozen"]["vision"] = "random"
   with pytest.raises(UserError, match=r"tuned: does not fit the config:\n  model\.vision\.pre_norm is True"):
     read_experiment(config, "test").frozen()
+
+
+def test_a_start_of_another_kind_is_refused(work, tmp_path):
+  vision = shutil.copytree(work / "run", tmp_path / "vision")
+  config = json.loads((vision / "config.json").read_text())
+  (vision / "config.json").write_text(json.dumps(config | dict(objective="contrastive")))
+  with pytest.raises(
+    UserError, match=f"start: {vision} holds a contrastive run; a flamingo run goes on from a flamingo"
+  ):
+    tuning(work, start=str(vision)).frozen()
+  for start, found in (("run", "holds a flamingo run"), ("language", "is a model folder")):
+    config = load_config("configs/contrastive_vit_l14.py", {"start": str(work / start)})
+    with pytest.raises(UserError, match=f"start: {work / start} {found}; a contrastive run goes on from a contrastive"):
+      read_experiment(config, "test").frozen()
+
+
+def test_a_start_of_which_nothing_is_trained_is_refused(work):
+  config = tuning(work).raw | dict(trainable=["^vision/"])
+  with pytest.raises(
+    UserError, match=r"start: .*run has nothing of what is trained here; trainable is \('\^vision/',\)"
+  ):
+    read_experiment(config, "test").frozen()
+
+
+def test_a_start_that_knows_other_tokens_is_refused(work, tmp_path):
+  config = tuning(work).raw
+  known, ids = config["tokenizer"]["path"], config["tokenizer"]
+  tokenizer = json.loads((work / "language" / "tokenizer.json").read_text())
+  tokenizer["model"]["merges"].pop()
+  (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+  with pytest.raises(
+    UserError, match=rf"run: was trained on the tokens of {known}; tokenizer\.path, {tmp_path}, makes"
+  ):
+    read_experiment(config | dict(tokenizer=ids | dict(path=str(tmp_path))), "test").frozen()
+  with pytest.raises(UserError, match=rf"run: was trained with tokenizer\.eos={ids['eos']}; here it is 3"):
+    read_experiment(config | dict(tokenizer=ids | dict(eos=3)), "test").frozen()
