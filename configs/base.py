@@ -50,7 +50,7 @@ def training() -> dict:
     ),
     start="",  # a run of the same objective, or an imported model, that this one begins with; empty: fresh parameters
     tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
-    evaluation=dict(batches=4, samples=2),  # held-out batches a stream; samples a stream in the report
+    evaluation=dict(batches=4, samples=2),  # held-out batches a stream, at most; samples a stream in the report
     streams=dict(),  # name -> stream(...)
   )
 

@@ -77,6 +77,11 @@ class Schedule:
     sources = self.turns[places]
     return sources, cycles * self.shares[sources] + self.earlier[places]
 
+  def positions(self, source: int, count: int) -> np.ndarray:
+    """Where a source has its first turns, int64 [count]."""
+    cycles, turns = np.divmod(np.arange(count), self.shares[source])
+    return cycles * len(self.turns) + np.flatnonzero(self.turns == source)[turns]
+
 
 def make_schedule(shares: tuple[int, ...]) -> Schedule:
   """Spreads the turns of each source evenly: the one that lags its share most is next, the first of equals."""

@@ -101,13 +101,8 @@ class Stream:
     Raises:
       UserError: the global batch does not divide by the number of parts, or there are no lengths to plan rows from.
     """
-    if self.config.batch_size % parts:
-      raise UserError(
-        f"A batch of {self.config.batch_size} rows does not divide into {parts} parts; choose a multiple of {parts}."
-      )
+    rows = self.own_rows(own, parts)
     _ = self.plans  # made here, since TensorFlow would pass on no error as what it is
-    whole = np.arange(self.config.batch_size).reshape(parts, -1)
-    rows = whole[list(own)].ravel()
     shapes = {name: (dtype, (len(rows), *shape)) for name, (dtype, shape) in self.shapes().items()}
     pool = pool or decoding_pool()
 
@@ -129,8 +124,35 @@ class Stream:
     options.autotune.enabled = False  # there is nothing to tune, and its thread can hold up the end by 20 seconds
     return batches.with_options(options).as_numpy_iterator()
 
+  def once(self, most: int, *, own: Sequence[int] = (0,), parts: int = 1) -> Iterator[Batch]:
+    """Batches in which no row comes twice: sources take turns as ever, and one whose epoch is over has none any more.
+
+    Args:
+      most: how many batches, if there are rows for them; the last one is filled up with empty rows.
+      own: the parts of each batch that are read, as of `batches`.
+      parts: that a batch is cut into.
+
+    Raises:
+      UserError: as `batches` does.
+    """
+    rows, size = self.own_rows(own, parts), self.config.batch_size
+    counts = np.minimum(self.source_rows, most * size)
+    firsts = [self.schedule.positions(source, count) for source, count in enumerate(counts.tolist())]
+    positions = np.sort(np.concatenate(firsts))[: most * size]
+    whole = np.pad(positions, (0, -len(positions) % size), constant_values=NOBODY)
+    with decoding_pool() as pool:
+      for batch in whole.reshape(-1, size):
+        yield self.batch(batch[rows], pool)
+
+  def own_rows(self, own: Sequence[int], parts: int) -> np.ndarray:
+    """The numbers of this host's rows in each batch. Raises UserError where a batch does not divide by the parts."""
+    size = self.config.batch_size
+    if size % parts:
+      raise UserError(f"A batch of {size} rows does not divide into {parts} parts; choose a multiple of {parts}.")
+    return np.arange(size).reshape(parts, -1)[list(own)].ravel()
+
   def batch(self, positions: np.ndarray, pool: Pool) -> Batch:
-    """The rows at some positions, int64 [B], read by the threads of a pool."""
+    """The rows at some positions, int64 [B], read by the threads of a pool; at NOBODY, an empty one."""
     batch = self.empty(len(positions))
     records = self.records(positions)
 
@@ -185,16 +207,17 @@ class Stream:
     The order of a source's rows is anew in each epoch.
 
     Args:
-      positions: int64 [B].
+      positions: int64 [B]; at NOBODY there are no records.
     """
-    sources, times = self.schedule.at(positions)
+    there = np.flatnonzero(positions != NOBODY)
+    sources, times = self.schedule.at(positions[there])
     counts = np.asarray(self.source_rows)[sources]
     epochs = times // counts * len(self.sources.parts) + sources  # no two sources have one order
     rows = shuffled(times % counts, counts, self.seed, epochs)
     records: list[list[tuple[int, int]]] = [[] for _ in positions]
     for source in np.unique(sources).tolist():
-      own = np.flatnonzero(sources == source)
-      for number, row in zip(own, self.records_of(source, rows[own], epochs[own]), strict=True):
+      own = sources == source
+      for number, row in zip(there[own], self.records_of(source, rows[own], epochs[own]), strict=True):
         records[number] = row
     return records
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import pathlib
 import re
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-  """How much held-out data an evaluation reads, and how many samples of a stream the report shows."""
+  """How much held-out data an evaluation reads at most, and how many samples of a stream the report shows."""
 
   batches: int = 4
   samples: int = 2
@@ -163,10 +162,8 @@ class Experiment:
 
   def some_batches(self, stream: Stream) -> list[Batch]:
     """The first batches of a stream; at most all of its records, once."""
-    size = stream.config.batch_size
-    whole = min(self.evaluation.batches, max(stream.epoch_rows // size, 1))
     own, parts = self.data_parts()
-    return [strip(batch) for batch in itertools.islice(stream.batches(0, own=own, parts=parts), whole)]
+    return [strip(batch) for batch in stream.once(self.evaluation.batches, own=own, parts=parts)]
 
   def data_parts(self) -> tuple[tuple[int, ...], int]:
     """Which parts of each batch this host reads, of how many."""

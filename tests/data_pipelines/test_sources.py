@@ -20,6 +20,15 @@ def test_every_source_has_its_share_of_each_cycle_and_its_times_count_up(shares,
     assert own.tolist() == list(range(len(own)))
 
 
+@given(SHARES, st.integers(0, 100))
+def test_the_turns_of_a_source_are_where_it_stands(shares, count):
+  schedule = make_schedule(shares)
+  for source in range(len(shares)):
+    sources, times = schedule.at(schedule.positions(source, count))
+    assert (sources == source).all()
+    assert times.tolist() == list(range(count))
+
+
 @given(SHARES)
 def test_turns_are_spread_evenly(shares):
   sources, times = make_schedule(shares).at(np.arange(sum(shares)))

@@ -393,6 +393,38 @@ def test_sources_of_equal_size_have_orders_of_their_own(stream, pairs):
   assert found[::2] != found[1::2]
 
 
+@pytest.mark.parametrize("batch_size", [4, 8, 32])
+def test_once_means_every_record_of_every_source_once_and_then_empty_rows(stream, pairs, letters, batch_size):
+  """Of unequal shares, so that one source is read long before the other; and of more rows than there are."""
+  read = stream(pairs, letters, shares=(1, 3), batch_size=batch_size, training=False)
+  batches = list(read.once(1000))
+  assert [len(batch["tokens"]) for batch in batches] == [batch_size] * -(-16 // batch_size)
+  whole = joined(batches)
+  assert sorted(texts(read, whole)) == sorted(
+    [*(str(i) for i in range(10)), *"abcdef", *[""] * (len(whole["tokens"]) - 16)]
+  )
+  assert whole["media_mask"].sum() == 16
+  assert not any(whole[name][16:].any() for name in ("tokens", "segments", "loss_weights", "media", "media_mask"))
+
+
+def test_once_begins_as_training_does_for_as_long_as_no_row_comes_twice(stream, pairs):
+  read = stream(pairs, batch_size=4, training=False)
+  for found, expected in zip(read.once(2), take(read, 2), strict=True):
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("pack", [False, True])
+def test_once_does_not_depend_on_the_number_of_hosts(stream, pairs, letters, hosts, pack):
+  """Some hosts have nothing but empty rows in the last batch."""
+  read = stream(pairs, letters, batch_size=12, pack=pack, media=3 if pack else 1, training=False)
+  shares = [list(read.once(9, own=[host], parts=hosts)) for host in range(hosts)]
+  alone = list(read.once(9))
+  for step, whole in enumerate(alone):
+    assert_equal(joined([share[step] for share in shares]), whole)
+  assert not shares[-1][-1]["segments"].any()
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 @pytest.mark.parametrize("pack", [False, True])
 def test_several_sources_keep_hosts_and_resuming(stream, pairs, letters, hosts, pack):

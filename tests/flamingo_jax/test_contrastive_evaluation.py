@@ -113,6 +113,16 @@ def test_losses_are_of_batches_and_retrieval_is_among_all_of_them(mesh, weights)
   assert found == pytest.approx({f"heldout/{part}/captions": value for part, value in expected.items()}, rel=1e-4)
 
 
+def test_empty_rows_are_neither_asked_for_nor_offered(mesh, weights):
+  """Those that fill the last held-out batch up."""
+  whole, last = captions(0, 6), captions(1, 4)
+  filled = {name: np.concatenate([array, np.zeros_like(array[:2])]) for name, array in last.items()}
+  found, expected = (
+    evaluate_contrastive(CONFIG, {"captions": [whole, batch]})(weights, mesh, True) for batch in (filled, last)
+  )
+  assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_picture_is_classified_by_the_mean_of_its_names_under_all_prompts(mesh, weights):
   random = np.random.default_rng(3)
   pixels = {f"{place}.png": random.integers(0, 256, (8, 8, 3), np.uint8) for place in range(70)}

@@ -158,6 +158,20 @@ def test_the_baseline_is_the_language_models_loss_on_text_without_markers(
   assert abs(with_markers - expected) > 1e-3
 
 
+def test_empty_rows_weigh_nothing(evaluate, parameters, mesh, make_batch, tiny):
+  """Those that fill the last held-out batch up."""
+  batch = make_batch(seed=5, rows=3)
+  empty = {name: np.full_like(array, -1 if name == "media_index" else 0) for name, array in batch.items()}
+  filled = {name: np.concatenate([array, empty[name]]) for name, array in batch.items()}
+  split = {"pages": [filled]}
+  metrics = evaluate_flamingo(flamingo_objective(tiny), tiny, split, split)(parameters, mesh, False)
+  expected = evaluate(parameters, mesh, False)
+  assert metrics["heldout/loss/pages"] == pytest.approx(expected["heldout/loss/pages"], rel=1e-6)
+  for control in ("other_media", "no_media"):
+    name = f"visual_gain/pages/{control}"
+    assert metrics[name] == pytest.approx(expected[name], rel=1e-4)
+
+
 @pytest.mark.parametrize(("layers", "every", "offset"), [(4, 2, 1), (8, 2, 0), (7, 3, 1), (5, 7, 2), (9, 1, 0)])
 def test_gates_are_named_by_the_layer_they_stand_before(tiny, layers, every, offset):
   """Each gate is set to its layer's number over 100; what stands in `tail` comes last."""

@@ -90,6 +90,24 @@ def test_all_sources_of_a_stream_are_opened(tiny, quickstart_data):
   assert next(stream.batches())["media_mask"].any()
 
 
+@pytest.mark.parametrize(("batch_size", "most"), [(7, 1000), (1024, 4), (4, 2)])
+def test_an_evaluation_reads_no_held_out_row_twice(tiny, quickstart_data, batch_size, most):
+  streams = quickstart_data / "streams"
+  captions = tiny["streams"]["captions"] | dict(pack=False, media=1, batch_size=batch_size)
+  captions["source"] = (str(streams / "captions"), str(streams / "videos"))
+  tiny |= dict(streams=dict(captions=captions), evaluation=dict(batches=most))
+  tiny["tokenizer"]["path"] = str(quickstart_data / "language_model")
+  experiment = read_experiment(tiny, "test")
+  stream = experiment.streams("heldout", training=False)["captions"]
+  batches = experiment.some_batches(stream)
+  rows = [row[row > 0].tobytes() for batch in batches for row in batch["tokens"] if row.any()]
+  there = {row["tokens"][row["tokens"] > 0].tobytes() for row in stream.rows() if row["tokens"].any()}
+  assert all(len(batch["tokens"]) == batch_size for batch in batches)
+  assert len(rows) == min(len(stream.sources), batch_size * most)
+  assert set(rows) <= there
+  assert len(set(rows)) == min(len(there), batch_size * most)
+
+
 def test_another_objective_is_refused_with_those_that_are(tiny):
   assert faults_of(tiny | {"objective": "gan"}) == ["objective is 'gan'; it is one of flamingo, contrastive, language."]
 
