@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from flamingo_jax.evaluation.held_out import evaluate_flamingo, evaluate_languag
 from flamingo_jax.interop.descriptions import size_faults
 from flamingo_jax.models.contrastive import LOSSES, LOWEST_TEMPERATURE, ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
-from flamingo_jax.models.language.decoder import gated_layers
+from flamingo_jax.models.language.decoder import POSITIONS, RESIDUALS, gated_layers
 from flamingo_jax.models.language_model import LanguageModelConfig
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
+from flamingo_jax.models.vision.nfnet import VARIANTS
 from flamingo_jax.models.vision.towers import FeaturesConfig, VisionConfig
 from flamingo_jax.ops.attention import NAMES
+from flamingo_jax.ops.layers import ACTIVATIONS, NORMS
 from flamingo_jax.ops.remat import POLICIES
 from flamingo_jax.parallel.mesh import SPREADS, data_parts, make_mesh
 from flamingo_jax.training.checkpoints import check_checkpoints
@@ -48,6 +50,18 @@ OBJECTIVES: dict[type, Callable[..., Objective]] = {
   LanguageModelConfig: language_objective,
 }
 DTYPES = ("float32", "bfloat16")
+CHOICES: dict[str, Collection[str]] = {  # fields of a model or of one of its parts, and the names they may have
+  "dtype": DTYPES,
+  "attention": NAMES,
+  "remat": POLICIES,
+  "loss": LOSSES,
+  "variant": VARIANTS,
+  "activation": ACTIVATIONS,
+  "norm": NORMS,
+  "head_norm": ("", *NORMS),
+  "residual": RESIDUALS,
+  "positions": POSITIONS,
+}
 
 TOKENIZER = "tokenizer"  # among the hashes of what is read, beside the streams
 
@@ -268,13 +282,19 @@ def check_alone(
 ) -> list[str]:
   """Faults of each group of settings that could be made, whatever the others are."""
   faults = check_training(training) if training else []
-  if model and model.dtype not in DTYPES:
-    faults.append(f"model.dtype is {model.dtype!r}; it is one of {', '.join(DTYPES)}.")
-  if model and model.attention not in NAMES:
-    faults.append(f"model.attention is {model.attention!r}; it is one of {', '.join(NAMES)}.")
-  if model and model.remat not in POLICIES:
-    faults.append(f"model.remat is {model.remat!r}; it is one of {', '.join(POLICIES)}.")
+  faults += name_faults(model, "model.") if model else []
   return faults + [fault for name, stream in streams.items() if stream for fault in check_stream(name, stream)]
+
+
+def name_faults(config: object, prefix: str) -> Iterator[str]:
+  """One line for each field of a model, or of a part of it, that has a name which is none of CHOICES."""
+  for field in dataclasses.fields(config):
+    name, value = f"{prefix}{field.name}", getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from name_faults(value, f"{name}.")
+    elif isinstance(value, str) and value not in (choices := CHOICES.get(field.name, (value,))):
+      empty = "empty, or " if "" in choices else ""
+      yield f"{name} is {value!r}; it is {empty}one of {', '.join(filter(None, choices))}."
 
 
 def check_training(training: TrainingConfig) -> list[str]:
@@ -377,12 +397,12 @@ def check_packing(experiment: Experiment) -> list[str]:
 
 def check_contrastive(experiment: Experiment) -> list[str]:
   model, trainable, faults = experiment.model, experiment.training.trainable, []
-  if model.loss not in LOSSES:
-    faults.append(f"model.loss is {model.loss!r}; it is one of {', '.join(LOSSES)}.")
   if not 0 <= model.label_smoothing < 1 or (model.label_smoothing and model.loss != "softmax"):
     faults.append(
       f"model.label_smoothing is {model.label_smoothing}; it is a share below 1, and 0 for another loss than 'softmax'."
     )
+  if model.joint_width < 1:
+    faults.append(f"model.joint_width is {model.joint_width}; it is at least 1.")
   if model.temperature < LOWEST_TEMPERATURE:
     faults.append(f"model.temperature is {model.temperature}; it is at least {LOWEST_TEMPERATURE}.")
   if isinstance(model.vision, FeaturesConfig):

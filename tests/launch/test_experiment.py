@@ -150,6 +150,14 @@ def changed(config: dict, path: str, value) -> dict:
     ("frozen_dtype", "float33"),
     ("model.dtype", "half"),
     ("model.attention", "flash"),
+    ("model.language.positions", "rotery"),
+    ("model.language.residual", "paralel"),
+    ("model.language.norm", "layernorm"),
+    ("model.language.activation", "swish"),
+    ("model.vision.activation", "swish"),
+    ("model.cross_attention.norm", ""),
+    ("model.cross_attention.head_norm", "l2"),
+    ("model.resampler.activation", "swish"),
     ("trainable", ("^resampler/", "(extra_")),
     ("optimizer.no_decay", ("*norm",)),
     ("optimizer.clip_norm", 0.0),
@@ -185,6 +193,19 @@ def changed(config: dict, path: str, value) -> dict:
 def test_settings_that_do_not_fit_are_named(tiny, path, value):
   (fault,) = faults_of(changed(tiny, path, value))
   assert path.split(".")[-1] in fault
+
+
+@pytest.mark.parametrize(
+  ("path", "value"),
+  [
+    ("model.text.activation", "swish"),
+    ("model.vision.variant", "F9"),
+    ("model.joint_width", 0),
+  ],
+)
+def test_settings_that_do_not_fit_a_contrastive_run_are_named(path, value):
+  (fault,) = faults_of(changed(load_config("configs/contrastive_nfnet_f6.py", {}), path, value))
+  assert fault.startswith(f"{path} is {value!r}; it is ")
 
 
 def test_settings_that_do_not_fit_are_named_together(tiny):

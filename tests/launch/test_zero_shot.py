@@ -112,8 +112,8 @@ def test_settings_of_the_loss_are_checked_together():
   config = load_config("configs/quickstart_vision.py", {})
   config["model"] |= dict(loss="hinge", label_smoothing=0.1, temperature=0.0, remat="some")
   assert [fault.split(" is ")[0] for fault in faults(config)] == [
-    "model.remat",
     "model.loss",
+    "model.remat",
     "model.label_smoothing",
     "model.temperature",
   ]

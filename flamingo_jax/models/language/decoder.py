@@ -26,6 +26,9 @@ from flamingo_jax.ops.remat import rematerialized
 from flamingo_jax.ops.sharding import constrain
 from flamingo_jax.ops.vocabulary import log_likelihoods, logits_of
 
+RESIDUALS = ("sequential", "parallel", "shared")
+POSITIONS = ("rotary", "learned", "alibi", "relative")
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
