@@ -407,6 +407,10 @@ def check_contrastive(experiment: Experiment) -> list[str]:
     faults.append(f"model.temperature is {model.temperature}; it is at least {LOWEST_TEMPERATURE}.")
   if isinstance(model.vision, FeaturesConfig):
     faults.append("model.vision.family is 'features'; contrastive training has an encoder of its own.")
+  if vision := experiment.frozen_config.vision:
+    faults.append(
+      f"frozen.vision is {vision!r}; contrastive training trains it. What it goes on from is named by start."
+    )
   fresh = not experiment.frozen_config.language and not check_patterns("trainable", trainable)
   if fresh and not is_trainable("text/embeddings", trainable):
     faults.append(
@@ -418,6 +422,11 @@ def check_contrastive(experiment: Experiment) -> list[str]:
       faults.append(f"streams.{name}.layout is {stream.layout!r}; contrastive training reads 'pairs'.")
     if stream.medium == "features":
       faults.append(f"streams.{name}.medium is 'features'; contrastive training reads pictures.")
+    faults += [
+      f"streams.{name}.{field} is {getattr(stream, field)}; contrastive training looks at 1, the first."
+      for field in ("media", "frames")
+      if getattr(stream, field) > 1
+    ]
     if stream.prompt:
       faults.append(f"streams.{name}.prompt is {stream.prompt!r}; contrastive training reads captions alone.")
     if stream.pack:

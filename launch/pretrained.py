@@ -104,14 +104,22 @@ def read_vision(model: FlamingoConfig, source: str) -> Found:
 
 def read_tower(source: str) -> tuple[Parameters, dict, str]:
   """A vision tower, what it was made with, and a hash: an imported one, an imported Flamingo's, or that of a finished
-  contrastive run."""
+  contrastive run, or of one that trained it further.
+
+  Raises:
+    UserError: there is none, or a run that trained no vision encoder.
+  """
   if is_model_folder(source):
     stored, described = load_model(source)
     return *part_of(source, stored, described, "vision"), described["hash"]
   trained, _, _ = load_trainable(source)
-  made_with = config_of(source)["model"]["vision"]
-  tower = below(trained, "vision/")
-  return tower, made_with, content_hash({f"vision/{path}": array for path, array in tower.items()})
+  config, tower = config_of(source), below(trained, "vision/")
+  if not tower:
+    raise UserError(
+      f"{source}: holds a {config.get('objective')} run that trained no vision encoder; one comes from a contrastive "
+      "run, or from a folder that `flamingo import` wrote."
+    )
+  return tower, config["model"]["vision"], content_hash({f"vision/{path}": array for path, array in tower.items()})
 
 
 def fitted_tower(tower: Parameters, made_with: dict, model: ModelConfig, source: str) -> Parameters:

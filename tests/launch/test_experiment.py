@@ -201,11 +201,13 @@ def test_settings_that_do_not_fit_are_named(tiny, path, value):
     ("model.text.activation", "swish"),
     ("model.vision.variant", "F9"),
     ("model.joint_width", 0),
+    ("frozen.vision", "random"),
+    ("streams.ltip.media", 4),
   ],
 )
 def test_settings_that_do_not_fit_a_contrastive_run_are_named(path, value):
   (fault,) = faults_of(changed(load_config("configs/contrastive_nfnet_f6.py", {}), path, value))
-  assert fault.startswith(f"{path} is {value!r}; it is ")
+  assert fault.startswith(f"{path} is {value!r}; ")
 
 
 def test_settings_that_do_not_fit_are_named_together(tiny):
@@ -220,11 +222,13 @@ def test_a_contrastive_run_reads_pairs_no_longer_than_its_text_tower():
   config = load_config("configs/quickstart_vision.py", {})
   config["streams"]["pages"] = STREAM | dict(layout="interleaved", length=200)
   config["streams"]["captions"]["prompt"] = "Output:"
+  config["streams"]["clips"] = STREAM | dict(medium="video", frames=8)
   faults = faults_of(config)
   assert [fault.split(" is ")[0] for fault in faults] == [
     "streams.captions.prompt",
     "streams.pages.layout",
     "streams.pages.length",
+    "streams.clips.frames",
   ]
 
 
@@ -382,6 +386,18 @@ def test_parts_of_another_architecture_are_refused_field_by_field(parts):
   ]
   with pytest.raises(UserError, match=r"model\.vision\.layers is 3, the frozen weights were made with 2"):
     with_parts(parts, **{"model.vision.layers": "3"}).frozen()
+
+
+def test_a_run_without_a_vision_encoder_gives_none(parts, tmp_path):
+  checkpoints = Checkpoints(tmp_path)
+  trained = jax.device_put({"language/embeddings": np.zeros((2, 2), np.float32)})
+  checkpoints.save(7, State(jax.numpy.int32(7), trained, optax.adam(1.0).init(trained)), About({}))
+  checkpoints.close()
+  (tmp_path / "config.json").write_text(json.dumps(dict(objective="language", model=dict(language={}))))
+  with pytest.raises(
+    UserError, match=f"{tmp_path}: holds a language run that trained no vision encoder; one comes from"
+  ):
+    with_parts(parts, **{"frozen.vision": str(tmp_path)}).frozen()
 
 
 def test_the_text_tower_reads_a_language_models_embeddings(parts):
