@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8, UInt32
 
 from flamingo_jax.evaluation.held_out import Batches, HostBatch
 from flamingo_jax.evaluation.prompts import Medium
@@ -51,12 +52,16 @@ def evaluate_contrastive(
   """Held-out loss and retrieval of each stream, and zero-shot classification.
 
   `heldout/retrieval/<stream>` is of pictures that find their text within their batch, as in training;
-  `heldout/text_at_5/<stream>` of pictures that have their text among the best 5 of all batches, `picture_at_5` of texts
-  likewise. `zero_shot/<name>/top_1` is of pictures whose class is named first; not before training.
+  `heldout/text_at_5/<stream>` of pictures that have a text of theirs among the best 5 of all batches, `picture_at_5` of
+  texts likewise. `zero_shot/<name>/top_1` is of pictures whose class is named first; not before training.
   """
   model = Contrastive(config)
   embed = jax.jit(lambda parameters, batch: (*model.apply(nested(parameters), batch), pairs_of(batch)))
   loss = jax.jit(lambda *vectors: matching_loss(config, *vectors))
+  told_apart = {
+    name: [batch | {"pictures": fingerprints(batch["media"][:, 0, 0])} for batch in batches]
+    for name, batches in held_out.items()
+  }
 
   def evaluate_stream(parameters: Parameters, batches: list[HostBatch], mesh: Mesh) -> dict[str, float]:
     sums, kept = np.zeros(3), []
@@ -65,17 +70,17 @@ def evaluate_contrastive(
       images, texts, scale, paired = embed(parameters, spread)
       sums += np.asarray(jax.device_get(loss(images, texts, scale, paired)), np.float64)
       words = spread["tokens"] * (spread["segments"] > 0)
-      kept.append([gathered(array) for array in (images, texts, words, paired)])
-    images, texts, words, paired = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+      kept.append([gathered(array) for array in (images, texts, words, spread["pictures"], paired)])
+    *rows, paired = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
     total, pairs, right = sums
     found = {"loss": total, "retrieval": right}
     means = {part: float(value / pairs) if pairs else 0.0 for part, value in found.items()}
-    return means | {"temperature": float(scale.temperature)} | recalls(images[paired], texts[paired], words[paired])
+    return means | {"temperature": float(scale.temperature)} | recalls(*(array[paired] for array in rows))
 
   def evaluate(parameters: Parameters, mesh: Mesh, baseline: bool) -> dict[str, float]:
     metrics = {
       f"heldout/{part}/{name}": value
-      for name, batches in held_out.items()
+      for name, batches in told_apart.items()
       for part, value in evaluate_stream(parameters, batches, mesh).items()
     }
     for benchmark in () if baseline else benchmarks:
@@ -86,30 +91,40 @@ def evaluate_contrastive(
   return evaluate
 
 
+def fingerprints(pictures: UInt8[np.ndarray, "n H W 3"]) -> UInt32[np.ndarray, "n 4"]:
+  """Equal for equal pixels."""
+  digests = [hashlib.blake2b(picture.tobytes(), digest_size=16).digest() for picture in pictures]
+  return np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 4)
+
+
 def recalls(
-  images: Float[np.ndarray, "n E"], texts: Float[np.ndarray, "n E"], words: Int[np.ndarray, "n L"]
+  images: Float[np.ndarray, "n E"],
+  texts: Float[np.ndarray, "n E"],
+  words: Int[np.ndarray, "n L"],
+  pictures: UInt32[np.ndarray, "n 4"],
 ) -> dict[str, float]:
   """How often a picture has its text among the best k of all, and a text its picture; 0 where there are no pairs.
 
-  A text that says the same, token for token, is as good as the picture's own. Equals come in their own order.
+  What belongs to a pair that says the same, token for token, or shows the same, is as good as one's own: of a picture
+  with five captions any of these. Equals come in their own order.
   """
   if not len(images):
     return {f"{what}_at_{k}": 0.0 for what in ("text", "picture") for k in AMONG}
-  _, same = np.unique(words, axis=0, return_inverse=True)
+  same = np.stack([np.unique(each, axis=0, return_inverse=True)[1].reshape(-1) for each in (words, pictures)], axis=1)
   return {f"text_at_{k}": value for k, value in zip(AMONG, found_among(images, texts, same), strict=True)} | {
     f"picture_at_{k}": value for k, value in zip(AMONG, found_among(texts, images, same), strict=True)
   }
 
 
 def found_among(
-  queries: Float[np.ndarray, "n E"], keys: Float[np.ndarray, "n E"], same: Int[np.ndarray, " n"]
+  queries: Float[np.ndarray, "n E"], keys: Float[np.ndarray, "n E"], same: Int[np.ndarray, "n 2"]
 ) -> list[float]:
-  """The share of queries that have a key of the same kind among the best k, for each k of AMONG."""
-  same, hits = same.reshape(-1), np.zeros(len(AMONG))
+  """The share of queries that have a key of the same text or picture among the best k, for each k of AMONG."""
+  hits = np.zeros(len(AMONG))
   for start in range(0, len(queries), AT_ONCE):
     scores = queries[start : start + AT_ONCE] @ keys.T
     best = np.argsort(-scores, axis=1, kind="stable")[:, : max(AMONG)]
-    right = same[best] == same[start : start + AT_ONCE, None]
+    right = (same[best] == same[start : start + AT_ONCE, None]).any(axis=-1)
     hits += [right[:, :k].any(axis=1).sum() for k in AMONG]
   return (hits / len(queries)).tolist()
 

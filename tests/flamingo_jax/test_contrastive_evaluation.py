@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from flamingo_jax.evaluation.contrastive import AMONG, ZeroShot, evaluate_contrastive, recalls
+from flamingo_jax.evaluation.contrastive import AMONG, ZeroShot, evaluate_contrastive, fingerprints, recalls
 from flamingo_jax.evaluation.prompts import Medium
 from flamingo_jax.evaluation.tasks.example import Example
 from flamingo_jax.models.contrastive import Contrastive, ContrastiveConfig, initialize
@@ -29,11 +29,11 @@ def unit_rows(seed: int, rows: int) -> np.ndarray:
   return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def share_found(queries, keys, words, k: int) -> float:
+def share_found(queries, keys, words, pictures, k: int) -> float:
   hits = 0
   for place, query in enumerate(queries):
     ranked = sorted(range(len(keys)), key=lambda other: -(keys[other] @ query))
-    hits += any((words[other] == words[place]).all() for other in ranked[:k])
+    hits += any((each[other] == each[place]).all() for other in ranked[:k] for each in (words, pictures))
   return hits / len(queries)
 
 
@@ -43,17 +43,28 @@ def test_recalls_are_those_of_ranking_one_by_one(at_once, monkeypatch):
   images, texts = unit_rows(0, 30), unit_rows(1, 30)
   images[::2] = texts[::2]  # half of them find each other
   words = np.random.default_rng(2).integers(0, 3, (30, 3))  # and some say the same
-  found = recalls(images, texts, words)
-  expected = {f"text_at_{k}": share_found(images, texts, words, k) for k in AMONG}
-  expected |= {f"picture_at_{k}": share_found(texts, images, words, k) for k in AMONG}
+  pictures = np.random.default_rng(3).integers(0, 3, (30, 4)).astype(np.uint32)  # and some show the same
+  found = recalls(images, texts, words, pictures)
+  expected = {f"text_at_{k}": share_found(images, texts, words, pictures, k) for k in AMONG}
+  expected |= {f"picture_at_{k}": share_found(texts, images, words, pictures, k) for k in AMONG}
   assert found == pytest.approx(expected)
   assert 0.5 <= found["text_at_1"] < found["text_at_5"] < 1
 
 
 def test_a_caption_that_stands_twice_is_right_for_both_pictures():
-  vectors = np.eye(3)[[0, 0, 1]]
-  assert recalls(vectors, vectors, np.asarray([[1, 2], [1, 2], [3, 0]]))["text_at_1"] == 1.0
-  assert recalls(vectors, vectors, np.asarray([[1, 2], [1, 3], [3, 0]]))["text_at_1"] == pytest.approx(2 / 3)
+  vectors, pictures = np.eye(3)[[0, 0, 1]], np.arange(12, dtype=np.uint32).reshape(3, 4)
+  assert recalls(vectors, vectors, np.asarray([[1, 2], [1, 2], [3, 0]]), pictures)["text_at_1"] == 1.0
+  found = recalls(vectors, vectors, np.asarray([[1, 2], [1, 3], [3, 0]]), pictures)
+  assert found["text_at_1"] == pytest.approx(2 / 3)
+
+
+def test_any_of_the_five_captions_of_a_picture_is_right():
+  """As COCO has them: every picture once for each of its captions."""
+  vectors, words = np.repeat(np.eye(4), 5, axis=0), np.arange(20)[:, None]
+  shown = np.repeat(np.random.default_rng(0).integers(0, 256, (4, 2, 2, 3), np.uint8), 5, axis=0)
+  assert set(recalls(vectors, vectors, words, fingerprints(shown)).values()) == {1.0}
+  apart = np.arange(80, dtype=np.uint32).reshape(20, 4)
+  assert recalls(vectors, vectors, words, apart)["text_at_1"] == 0.2
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,7 @@ def test_losses_are_of_batches_and_retrieval_is_among_all_of_them(mesh, weights)
   batches = [captions(0, 6), captions(1, 4)]
   batches[0]["media_mask"][2] = False
   batches[1]["loss_weights"][0] = 0
+  batches[1]["media"][1] = batches[0]["media"][0]
   found = evaluate_contrastive(CONFIG, {"captions": batches})(weights, mesh, True)
   rows = ([0, 1, 3, 4, 5], [1, 2, 3])
   kept = [{name: array[some] for name, array in batch.items()} for batch, some in zip(batches, rows, strict=True)]
@@ -105,11 +117,11 @@ def test_losses_are_of_batches_and_retrieval_is_among_all_of_them(mesh, weights)
     for table in (scores, scores.T):
       total += (np.log(np.exp(table).sum(axis=1)) - np.diagonal(table)).sum() / 2
     right += (scores.argmax(axis=1) == np.arange(len(scores))).sum()
-    vectors.append((images, texts, batch["tokens"]))
-  images, texts, words = (np.concatenate(parts) for parts in zip(*vectors, strict=True))
+    vectors.append((images, texts, batch["tokens"], batch["media"]))
+  images, texts, words, pictures = (np.concatenate(parts) for parts in zip(*vectors, strict=True))
   expected = dict(loss=total / 8, retrieval=right / 8, temperature=temperature)
-  expected |= {f"text_at_{k}": share_found(images, texts, words, k) for k in AMONG}
-  expected |= {f"picture_at_{k}": share_found(texts, images, words, k) for k in AMONG}
+  expected |= {f"text_at_{k}": share_found(images, texts, words, pictures, k) for k in AMONG}
+  expected |= {f"picture_at_{k}": share_found(texts, images, words, pictures, k) for k in AMONG}
   assert found == pytest.approx({f"heldout/{part}/captions": value for part, value in expected.items()}, rel=1e-4)
 
 
