@@ -122,6 +122,7 @@ def contrastive() -> ConfigDict:
     ),
     zero_shot=dict(),  # name -> zero_shot(...): pictures that each evaluation classifies
   )
+  config["optimizer"].update(no_decay=("norm/", "bias$", "gain$", "embeddings?$", "^log"))  # "gain$": NFNets'
   return ConfigDict(config)
 
 

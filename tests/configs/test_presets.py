@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from configs import language, published, vision
+from configs import base, language, published, vision
 from flamingo_jax.evaluation.prompts import Medium, Text
 from flamingo_jax.evaluation.tasks import TASKS
 from flamingo_jax.evaluation.tasks.example import Example
@@ -27,6 +27,7 @@ from flamingo_jax.models.vision.nfnet import NfnetConfig
 from flamingo_jax.models.vision.vit import VitConfig
 from flamingo_jax.parallel.mesh import parameter_shardings
 from flamingo_jax.planning.parameters import Comparison, compare, parameter_counts
+from flamingo_jax.training.optimizer import decayed
 from flamingo_jax.training.placing import check_fit
 from launch.config import PACKAGED, load_config
 from launch.experiment import Experiment, read_experiment
@@ -216,6 +217,20 @@ def test_the_mesh_divides_every_parameter(name):
   query = shardings["language/groups/gated_cross_attention/attention/query/kernel"]
   assert "model" in query.spec
   assert all(config.batch_size % mesh.fsdp == 0 for config in run.stream_configs.values())
+
+
+@pytest.mark.parametrize(
+  "family", [vision.vit(), vision.clip_vit_l14(), vision.nfnet("F0")], ids=["vit", "clip", "nfnet"]
+)
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_a_contrastive_config_of_ones_own_decays_kernels_alone(family, loss):
+  config = base.contrastive()
+  config.update(trainable=("",), streams=dict(own=base.stream(source="own", layout="pairs", length=32)))
+  config.model.vision, config.model.loss = family, loss
+  own = read_experiment(config.to_dict(), "own")
+  paths = list(flat(jax.eval_shape(own.objective().initialize, jax.random.key(0))))
+  decays = decayed(own.training.optimizer, paths)
+  assert {path.split("/")[-1] for path in paths if decays[path]} == {"kernel"}
 
 
 @pytest.mark.parametrize("name", ["contrastive_nfnet_f6", "contrastive_vit_l14"])
