@@ -1,22 +1,24 @@
 """Holds a model against the mesh, and given parameters against the model, and puts them on the devices."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from flamingo_jax.errors import UserError
-from flamingo_jax.models.parameters import Parameters
+from flamingo_jax.models.parameters import Parameters, flat
 from flamingo_jax.parallel.fit import Length, cut_lengths, fit_faults
 from flamingo_jax.parallel.mesh import ShardingConfig, parameter_specs, place
 from flamingo_jax.training.config import Frozen, TrainingConfig
 from flamingo_jax.training.objectives import Objective
-from flamingo_jax.training.step import State, boxed_shapes, split_shapes
+from flamingo_jax.training.step import State, boxed_shapes, first_names, is_trainable, split_shapes
 
 
 def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int], devices: int) -> None:
-  """Holds the mesh against the devices, the batches and the model, before anything is read or allocated.
+  """Holds the mesh against the devices, the batches and the model, and what is clipped against what is trained, before
+  anything is read or allocated.
 
   Args:
     objective: what is minimized.
@@ -27,9 +29,21 @@ def check_fit(objective: Objective, config: TrainingConfig, rows: dict[str, int]
   Raises:
     UserError: all that does not fit, and the nearest meshes that do.
   """
-  faults = fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths_to_cut(objective, config.sharding))
+  lengths = lengths_to_cut(objective, config.sharding)
+  faults = clip_faults(objective, config) + fit_faults(dataclasses.asdict(config.mesh), devices, rows, lengths)
   if faults:
     raise UserError("\n".join(faults))
+
+
+def clip_faults(objective: Objective, config: TrainingConfig) -> list[str]:
+  """Patterns of `adaptive_clip_on` that name nothing of what is trained, one line each."""
+  trained = [path for path in flat(boxed_shapes(objective)) if is_trainable(path, config.trainable)]
+  return [
+    f"optimizer.adaptive_clip_on: the pattern {pattern!r} names no trained parameter. They start with: "
+    f"{first_names(trained)}."
+    for pattern in config.optimizer.adaptive_clip_on
+    if not any(re.search(pattern, path) for path in trained)
+  ]
 
 
 def lengths_to_cut(objective: Objective, sharding: ShardingConfig) -> list[Length]:

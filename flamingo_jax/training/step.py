@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import flax.struct
 import jax
@@ -60,8 +60,8 @@ def split_shapes(objective: Objective, mesh: Mesh, patterns: tuple[str, ...], sh
   return trainable, frozen, {path: (of_trained if path in trainable else of_frozen)[path] for path in shapes}
 
 
-def first_names(shapes: dict) -> str:
-  return ", ".join(sorted({path.split("/")[0] for path in shapes}))
+def first_names(paths: Iterable[str]) -> str:
+  return ", ".join(sorted({path.split("/")[0] for path in paths}))
 
 
 def slot_shardings(

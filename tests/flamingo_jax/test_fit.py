@@ -12,6 +12,7 @@ from flamingo_jax.parallel.fit import Length, fit_faults, multiples_beside
 from flamingo_jax.parallel.mesh import FULLY_SHARDED, MeshConfig, ShardingConfig
 from flamingo_jax.training.config import TrainingConfig
 from flamingo_jax.training.objectives import flamingo_objective
+from flamingo_jax.training.optimizer import OptimizerConfig
 from flamingo_jax.training.placing import check_fit
 
 HEADS = [Length("model.language.heads", 12, "model"), Length("model.cross_attention.heads", 8, "model")]
@@ -160,3 +161,14 @@ def test_an_axis_is_checked_where_some_kind_of_array_is_cut_along_it(tiny):
 
 def test_a_job_that_fits_is_let_in(tiny):
   check_fit(flamingo_objective(tiny), TrainingConfig(mesh=MeshConfig(-1, 2, 2)), {"pages": 8, "captions": 4}, 8)
+
+
+def test_what_is_clipped_for_itself_is_trained(tiny):
+  """The tiny Flamingo's vision encoder is frozen."""
+  clipped = OptimizerConfig(adaptive_clip=0.01, adaptive_clip_on=("^resampler/", "^vision/"))
+  with pytest.raises(UserError) as error:
+    check_fit(flamingo_objective(tiny), TrainingConfig(optimizer=clipped), {"pages": 8}, 8)
+  assert str(error.value) == (
+    "optimizer.adaptive_clip_on: the pattern '^vision/' names no trained parameter. "
+    "They start with: language, resampler."
+  )
