@@ -32,6 +32,7 @@ from flamingo_jax.training.placing import check_fit
 from launch.config import PACKAGED, load_config
 from launch.experiment import Experiment, read_experiment
 
+DOCS = pathlib.Path(__file__).parent.parent.parent / "docs"
 GATED_LAYERS = dict(
   flamingo_3b=24,
   flamingo_9b=10,
@@ -154,6 +155,19 @@ def test_a_language_model_has_the_parameters_that_transformers_counts(name, coun
   tokens = jnp.zeros((1, 2), jnp.int32)
   shapes = jax.eval_shape(Decoder(config, jnp.float32).init, jax.random.key(0), tokens, tokens)["params"]
   assert sum(int(np.prod(shape.shape)) for shape in flat(shapes).values()) == count
+
+
+@pytest.mark.parametrize("name", ["chinchilla_1_4b", "tiny_language"])
+def test_the_documentation_tells_how_large_a_language_model_is(name):
+  [row] = [row for row in DOCS.joinpath("stages.md").read_text().splitlines() if row.startswith(f"| `{name}`")]
+  model = experiment(name).model.language
+  assert f"| {model.layers} layers of {model.width}, " in row
+
+
+@pytest.mark.parametrize(("name", "what"), [("vision", "vision encoder"), ("language", "language model")])
+def test_what_the_miniature_gave_is_told_of_the_steps_that_it_takes(name, what):
+  steps = experiment(f"miniature/{name}").training.total_steps
+  assert f"\n- The {what}, after {steps:,} steps" in DOCS.joinpath("miniature.md").read_text()
 
 
 @pytest.mark.parametrize(("name", "preset"), [("GPT2Config", "gpt2"), ("LlamaConfig", "llama_7b")])
