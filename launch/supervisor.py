@@ -120,18 +120,18 @@ def supervise(job: Job, restarts: int, grace: float) -> int:
   with locked(job.logs / LOCK, left) as lock, hearing() as asked, (job.logs / "launch.log").open("a") as own_log:
 
     def say(text: str) -> None:
+      print(f"{now()} {text}", file=own_log, flush=True)  # first, since nobody may be left to read the other
       print(f"flamingo launch: {text}", flush=True)
-      print(f"{now()} {text}", file=own_log, flush=True)
 
     start, failures, reached = 0, 0, last_step(job.metrics)
     while True:
       start += 1
       group = Group(job, start, lock)
-      say(f"start {start}: process " + ", ".join(f"{n} is {child.pid}" for n, child in enumerate(group.children)))
       try:
+        say(f"start {start}: process " + ", ".join(f"{n} is {child.pid}" for n, child in enumerate(group.children)))
         ended = group.wait(grace, asked, say)
       finally:
-        group.signal(signal.SIGKILL)  # if the disk of our own log was full, say: nothing goes on unwatched
+        group.kill()  # if the disk of our own log was full, say: nothing goes on unwatched
       outcome, step = decide(ended), last_step(job.metrics)
       if outcome is Next.DONE:
         say(f"done, at step {step}.")
@@ -164,22 +164,26 @@ class Group:
     self.logs = [job.logs / f"process-{number}.log" for number in range(len(commands))]
     self.began = time.monotonic()
     self.sizes, self.children = [], []
-    for number, (command, path) in enumerate(zip(commands, self.logs, strict=True)):
-      with path.open("ab") as log:
-        log.write(f"=== {now()} start {start}, process {number} of {len(commands)}\n".encode())
-        log.flush()
-        self.sizes.append(log.tell())
-        self.children.append(
-          subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=job.environment,
-            process_group=0,  # a terminal's Ctrl-C comes by way of us
-            pass_fds=[lock],  # held as long as any of them lives, should we be killed
+    try:
+      for number, (command, path) in enumerate(zip(commands, self.logs, strict=True)):
+        with path.open("ab") as log:
+          log.write(f"=== {now()} start {start}, process {number} of {len(commands)}\n".encode())
+          log.flush()
+          self.sizes.append(log.tell())
+          self.children.append(
+            subprocess.Popen(
+              command,
+              stdin=subprocess.DEVNULL,
+              stdout=log,
+              stderr=subprocess.STDOUT,
+              env=job.environment,
+              process_group=0,  # a terminal's Ctrl-C comes by way of us
+              pass_fds=[lock],  # held as long as any of them lives, should we be killed
+            )
           )
-        )
+    except BaseException:
+      self.kill()  # those that were started before it, which nobody would watch
+      raise
     self.shown = self.sizes[0]
 
   def wait(self, grace: float, asked: list[int], say: Callable[[str], None]) -> Ended:
@@ -210,6 +214,12 @@ class Group:
   def signal(self, number: int) -> None:
     for child in self.children:
       child.send_signal(number)  # to one that has ended, nothing
+
+  def kill(self) -> None:
+    """Ends those that are left, and waits until there are none."""
+    self.signal(signal.SIGKILL)
+    for child in self.children:
+      child.wait()
 
   def tell(self, ended: dict[int, int], say: Callable[[str], None]) -> int | None:
     """Says which process failed first, if any, with its last lines, unless they are shown anyway."""

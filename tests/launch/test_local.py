@@ -261,6 +261,27 @@ def test_processes_that_outlive_their_supervisor_keep_others_out(tmp_path):
   pytest.fail("the lock is held for good")
 
 
+def test_words_that_nobody_reads_leave_no_process_behind(tmp_path):
+  """As in `flamingo launch ... | true`: the launcher can say nothing, and ends its processes before it ends."""
+  reading, writing = os.pipe()
+  os.close(reading)
+  supervisor = start_waiting(tmp_path, "wait", "wait", stdout=writing, stderr=subprocess.PIPE)
+  os.close(writing)
+  assert "BrokenPipeError" in supervisor.communicate(timeout=60)[1]
+  assert "start 1: process 0 is" in (tmp_path / "logs" / "launch.log").read_text()
+  assert not [pid for pid in children(tmp_path) if pathlib.Path(f"/proc/{pid}").exists()]
+  with locked(tmp_path / "logs" / "lock", "it is held"):
+    pass
+
+
+def test_a_log_that_cannot_be_opened_leaves_no_process_behind(job, tmp_path):
+  (tmp_path / "logs" / "process-1.log").mkdir(parents=True)
+  with pytest.raises(IsADirectoryError, match="process-1"):
+    supervise(job(["wait"], ["wait"]), 5, 1.0)
+  with locked(tmp_path / "logs" / "lock", "it is held"):
+    pass
+
+
 def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
   path = tmp_path / "metrics.jsonl"
   assert last_step(path) == 0
