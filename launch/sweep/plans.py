@@ -1,11 +1,13 @@
 """Which trial comes next: from a list, or from an Optuna study, which learns from those before."""
 
 import pathlib
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import optuna
 
+from data_pipelines.build.files import write_whole
 from flamingo_jax.errors import UserError
 from launch.sweep.outcomes import DONE, FAILED, PRUNED, WAITING, Result
 from launch.sweep.settings import StudyConfig, Trial, make_trial, texts
@@ -16,6 +18,8 @@ STATES = {
   FAILED: optuna.trial.TrialState.FAIL,
 }
 SPACE, FOLDER = "space", "folder"  # what a study notes of itself, and of each trial
+FOLDER_NAME = "study.id"  # what a database that several folders share knows a folder by
+SCALARS = (type(None), bool, int, float, str)  # all that Optuna gives back from a database as it was
 
 
 class Plan(Protocol):
@@ -77,20 +81,34 @@ class StudyPlan:
   """
 
   def __init__(self, config: StudyConfig, overrides: dict[str, str], folder: pathlib.Path):
-    """Raises UserError when the database cannot be opened, or its study is another one."""
-    self.config, self.overrides, self.folder = config, overrides, str(folder.absolute())
+    """Raises UserError when the database cannot be opened, its study is another one, or the folder's trials are."""
+    self.config, self.overrides = config, overrides
     self.prunes = bool(config.pruner)
     self.study = open_study(config, folder)
+    self.folder = folder_name(self.study, folder) if config.storage else str(folder.absolute())
     self.trials: list[Trial] = []
     self.numbers: dict[str, int] = {}  # of trials in the study, by name
     self.unfinished: list[Trial] = []
     for trial in self.study.get_trials(deepcopy=False):
-      if trial.user_attrs.get(FOLDER) == self.folder:
+      if self.is_ours(trial):
         made = self.add(trial.number, trial.params)
         self.unfinished += [made] if trial.state == optuna.trial.TrialState.RUNNING else []
+    if not self.trials and any(folder.glob("trials/*")):
+      kept = FOLDER_NAME if config.storage else "study.db"
+      raise UserError(
+        f"{folder}: has trials, and the study {self.study.study_name!r} knows none of them. Bring back its {kept}, "
+        "move it back to where it was, or choose a new --workdir."
+      )
+    if config.storage:
+      write_whole(folder / FOLDER_NAME, lambda file: file.write(self.folder.encode()))
+
+  def is_ours(self, trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial is run from this folder; in a database of the folder's own, all are that make a whole config."""
+    return FOLDER in trial.user_attrs and (not self.config.storage or trial.user_attrs[FOLDER] == self.folder)
 
   def add(self, number: int, values: dict) -> Trial:
-    trial = make_trial(f"trial-{number:04}", self.config.config, dict(values), self.overrides)
+    changes = {field: meant(self.config.space[field], value) for field, value in values.items()}
+    trial = make_trial(f"trial-{number:04}", self.config.config, changes, self.overrides)
     self.trials.append(trial)
     self.numbers[trial.name] = number
     return trial
@@ -152,7 +170,7 @@ def open_study(config: StudyConfig, folder: pathlib.Path) -> optuna.Study:
   try:
     study = optuna.create_study(
       storage=storage,
-      study_name=folder.name,
+      study_name=study_name(config, folder, storage),
       load_if_exists=True,
       direction="minimize" if config.best == "min" else "maximize",
       sampler=samplers[config.sampler](seed=config.seed),
@@ -163,15 +181,42 @@ def open_study(config: StudyConfig, folder: pathlib.Path) -> optuna.Study:
   asked = {field: texts(space) for field, space in config.space.items()}
   before = study.user_attrs.get(SPACE, asked)
   if before != asked:
-    raise UserError(f"{storage}: its study {folder.name!r} is of {before}, not of {asked}. Choose a new --workdir.")
+    raise UserError(
+      f"{storage}: its study {study.study_name!r} is of {before}, not of {asked}. Choose a new --workdir."
+    )
   study.set_user_attr(SPACE, asked)
   return study
 
 
+def study_name(config: StudyConfig, folder: pathlib.Path, storage: str) -> str:
+  """The folder's last name; in a database of its own, the one that it had when the study began."""
+  there = [] if config.storage else optuna.get_all_study_names(storage)
+  return there[0] if there else folder.name
+
+
+def folder_name(study: optuna.Study, folder: pathlib.Path) -> str:
+  """What a shared database knows a folder by, wherever it is moved: a random text, kept there.
+
+  Folders were once known by their paths; one that has such trials keeps the path that they have.
+  """
+  kept, path = folder / FOLDER_NAME, str(folder.absolute())
+  if kept.exists():
+    return kept.read_text()
+  begun = any(trial.user_attrs.get(FOLDER) == path for trial in study.get_trials(deepcopy=False))
+  return path if begun else uuid.uuid4().hex
+
+
+def meant(space: dict, value: object) -> object:
+  """What one of Optuna's values is in a field's space, where `distribution` may have given it a text in its place."""
+  values = space.get("values", ())
+  return next((each for each in values if not isinstance(each, SCALARS) and repr(each) == value), value)
+
+
 def distribution(space: dict) -> optuna.distributions.BaseDistribution:
-  """Of a field's space (configs/sweep.py)."""
+  """Of a field's space (configs/sweep.py). Of a choice of tuples, lists or the like, Optuna is given the texts."""
   if space["kind"] == "choice":
-    return optuna.distributions.CategoricalDistribution(space["values"])
+    values = space["values"]
+    return optuna.distributions.CategoricalDistribution([v if isinstance(v, SCALARS) else repr(v) for v in values])
   if space["kind"] == "whole":
     return optuna.distributions.IntDistribution(space["low"], space["high"])
   return optuna.distributions.FloatDistribution(space["low"], space["high"], log=space["kind"] == "log_uniform")

@@ -206,6 +206,58 @@ class TestStudy:
     assert states == ["RUNNING", "FAIL", "RUNNING"]
     assert [again.state(trial) for trial in again.known()] == [outcomes.WAITING, outcomes.FAILED, outcomes.WAITING]
 
+  @pytest.mark.parametrize("database", ["", "sqlite:///{}/shared.db"])
+  def test_a_folder_that_was_moved_keeps_its_trials(self, tmp_path, database):
+    storage, here, there = database.format(tmp_path), tmp_path / "here" / "mine", tmp_path / "there" / "mine"
+    for folder in (here, there):
+      folder.mkdir(parents=True)
+    plan, other = self.plan(here, storage=storage), self.plan(there, storage=storage)
+    first, foreign, second = plan.take(), other.take(), plan.take()
+    plan.ended(Result(first, outcomes.DONE, 40, 1.0))
+    again = self.plan(here.rename(tmp_path / "mine"), storage=storage)
+    assert again.known() == [first, second]
+    assert [again.state(trial) for trial in again.known()] == [outcomes.DONE, outcomes.WAITING]
+    assert self.plan(there, storage=storage).known() == [foreign]
+
+  def test_a_folder_that_was_renamed_keeps_a_study_of_its_own(self, tmp_path):
+    (tmp_path / "old").mkdir()
+    first = self.plan(tmp_path / "old").take()
+    assert self.plan((tmp_path / "old").rename(tmp_path / "new")).known() == [first]
+
+  def test_trials_that_a_shared_study_knows_by_the_path_of_their_folder_are_gone_on_with(self, tmp_path):
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    plan = self.plan(tmp_path, storage=storage)
+    (tmp_path / "study.id").unlink()
+    plan.folder = str(tmp_path)
+    first = plan.take()
+    plan.folder = "/another/machine"
+    plan.take()
+    again = self.plan(tmp_path, storage=storage)
+    assert again.known() == [first] == [again.take()]
+    assert self.plan(tmp_path, storage=storage).known() == [first]
+
+  def test_a_folder_whose_study_is_gone_is_left_as_it_is(self, tmp_path):
+    (tmp_path / "trials" / self.plan(tmp_path).take().name).mkdir(parents=True)
+    (tmp_path / "study.db").unlink()
+    with pytest.raises(UserError, match=r"knows none of them\. Bring back its study\.db"):
+      self.plan(tmp_path)
+    with pytest.raises(UserError, match=r"knows none of them\. Bring back its study\.id"):
+      self.plan(tmp_path, storage="sqlite://")
+    assert not (tmp_path / "study.id").exists()
+
+  def test_a_choice_of_tuples_and_lists_is_gone_on_with(self, tmp_path):
+    patterns = [("^resampler/",), ["^gates", "/"], ()]
+    space = {"trainable": sweep.choice(*patterns), "seed": sweep.choice(1, 2)}
+    made = []
+    for _ in range(6):
+      plan = self.plan(tmp_path, space, sampler="random", seed=len(made))
+      assert [trial.changes for trial in plan.known()] == made
+      trial = plan.take()
+      plan.ended(Result(trial, outcomes.DONE, 40, 1.0))
+      made.append(trial.changes)
+    assert all(changes["trainable"] in patterns and changes["seed"] in (1, 2) for changes in made)
+    assert len({repr(changes["trainable"]) for changes in made}) > 1
+
   def test_prunes_what_is_behind_the_median(self, tmp_path):
     plan = self.plan(tmp_path, pruner="median")
     for value in (1.0, 1.1, 0.9, 1.2, 1.0):
