@@ -37,7 +37,7 @@ function complain(message) {
 }
 
 function move(part, place) {
-  if (place < 0 || place >= parts.length) return;
+  if (place < 0 || place >= parts.length || !parts.includes(part)) return;  // it may fail while it is dragged
   parts.splice(parts.indexOf(part), 1);
   parts.splice(place, 0, part);
   arrange();
@@ -142,12 +142,14 @@ async function receive(file) {
   try {
     const { path } = await upload(file);
     const seen = await server.look(path);
+    if (!parts.includes(part)) return;
     if (seen.fault) throw new Error(seen.fault);
     Object.assign(part, { path, reading: false });
     part.card.classList.remove("reading");
     show(part, seen);
     arrange();
   } catch (error) {
+    if (!parts.includes(part)) return;  // its card was removed meanwhile
     parts.splice(parts.indexOf(part), 1);
     part.card.remove();
     arrange();

@@ -217,6 +217,21 @@ def test_bad_uploads_are_refused_in_the_page_and_the_good_ones_stay(opened, file
   assert "Traceback" not in page.content()
 
 
+def test_a_card_that_is_removed_while_it_is_sent_leaves_the_others(opened, files):
+  page, held = opened(), []
+  drop(page, files, "one.jpg")
+  page.route(re.compile("/upload"), lambda route: held.append(route), times=1)
+  choose(page, [files / "notes.jpg"])
+  expect(page.locator(".reading")).to_have_count(1)
+  page.locator(".reading").get_by_label("Remove").click()
+  with page.expect_response(re.compile("/component_server")) as looked_at:
+    held[0].continue_()
+  looked_at.value.finished()
+  drop(page, files, "two.jpg")
+  assert names(page) == ["one.jpg", "two.jpg"]
+  assert page.locator(".faults .fault").count() == 0
+
+
 def test_what_cannot_be_written_is_told_where_the_answer_would_be(opened, files):
   page = opened()
   page.locator("#write").click()
