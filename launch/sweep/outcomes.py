@@ -61,6 +61,11 @@ class Setting:
     """Half the width of its 95% interval; None for fewer than two outcomes."""
     return self.summary(None)[1]
 
+  @property
+  def failed(self) -> int:
+    """How many of its trials did: a mean of those that are left says less than it seems to."""
+    return sum(result.state == FAILED for result in self.results)
+
   def summary(self, field: str | None) -> tuple[float | None, float | None]:
     """(mean, half its 95% interval) of a field that is shown beside the outcome, or of the outcome itself."""
     done = [result for result in self.results if result.state == DONE]
@@ -118,9 +123,9 @@ def settings_of(results: Sequence[Result]) -> list[Setting]:
 
 
 def ranked(settings: Sequence[Setting], best: str) -> list[Setting]:
-  """The best first; those without an outcome last."""
+  """The best first; then those of which a trial failed, however good the others are; those without an outcome last."""
   sign = 1 if best == "min" else -1
-  return sorted(settings, key=lambda setting: (setting.mean is None, sign * (setting.mean or 0.0)))
+  return sorted(settings, key=lambda setting: (setting.mean is None, setting.failed > 0, sign * (setting.mean or 0.0)))
 
 
 def importances(results: Sequence[Result], best: str) -> dict[str, float]:

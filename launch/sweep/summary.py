@@ -77,9 +77,10 @@ def winning_config(path: str, config: SweepConfig, best: Setting) -> str:
   sign = 1 if config.best == "min" else -1
   done = [each for each in best.results if each.state == outcomes.DONE and each.outcome is not None]
   trial = min(done, key=lambda each: sign * each.outcome).trial
+  failed = f" {best.failed} of the {len(best.results)} trials of its setting failed." if best.failed else ""
   lines = pprint.pformat(redacted_config(trial.raw), width=116, sort_dicts=False).replace("\n", "\n  ")
   return (
-    f'"""The best of {path}: {config.outcome} {best.mean:.5g}, of trial {trial.name}."""\n\n'
+    f'"""The best of {path}: {config.outcome} {best.mean:.5g}, of trial {trial.name}.{failed}"""\n\n'
     f"from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict(\n  {lines}\n  )\n"
   )
 

@@ -141,6 +141,19 @@ class TestOutcomes:
     config = TrialsConfig("x.py", [{}], OUTCOME)
     assert "of trial seed=2." in winning_config("mine.py", config, settings_of(results)[0])
 
+  @pytest.mark.parametrize("best", ["min", "max"])
+  def test_a_setting_with_failed_trials_comes_after_those_without(self, tmp_path, best):
+    results = [result(value, rate=rate, seed=0) for rate, value in ((1, 2.0), (2, 3.0), (3, 9.0), (4, 0.1), (5, None))]
+    results += [result(None, outcomes.FAILED, rate=rate, seed=1) for rate in (3, 4)]
+    order = [setting.changes["rate"] for setting in outcomes.ranked(settings_of(results), best)]
+    assert order == ([1, 2, 4, 3, 5] if best == "min" else [2, 1, 3, 4, 5])
+
+  def test_winner_and_page_say_how_many_trials_failed(self, tmp_path):
+    results = [result(1.0, rate=1, seed=0), result(None, outcomes.FAILED, rate=1, seed=1)]
+    summarize(tmp_path, "mine.py", TrialsConfig("x.py", [{}], OUTCOME), [*results, result(None, rate=2, seed=0)])
+    assert "1 of the 2 trials of its setting failed." in (tmp_path / "winner.py").read_text()
+    assert "2, <strong>1 failed</strong>" in (tmp_path / "sweep.html").read_text()
+
   def test_the_field_that_decides_weighs_most(self):
     draws = np.random.default_rng(0)
     results = [
