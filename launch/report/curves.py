@@ -61,10 +61,12 @@ def series(metrics: Sequence[dict], name: str) -> Series:
 
 
 def latest(metrics: Sequence[dict], name: str) -> float | None:
-  """The last finite value of a metric, or None where there is none."""
-  values = series(metrics, name).values
-  finite = values[np.isfinite(values)]
-  return float(finite[-1]) if len(finite) else None
+  """The newest value of a metric, finite or not; None where it was never logged."""
+  return next((float(line[name]) for line in reversed(metrics) if line.get(name) is not None), None)
+
+
+def is_finite(value: float | None) -> bool:
+  return value is not None and math.isfinite(value)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -158,7 +160,7 @@ def _loss_chart(metrics: Sequence[dict], stream: str) -> Chart | None:
       _draw_points(drawing, points, color, filled=mark == "dot")
       keys.append(Key(label, color, mark))
     baseline = latest(metrics, f"baseline/{part}/{kind}/{stream}")
-    if baseline is not None:
+    if is_finite(baseline):
       _draw_level(drawing, baseline, color, raw)
       keys.append(Key("frozen LM, held-out" if part == "heldout" else "frozen LM, training text", color, "dash"))
   note = "text tokens only, nats per token" if kind == "text_loss" else "loss of the objective"
@@ -188,7 +190,7 @@ def _final_gates(metrics: Sequence[dict], kinds: Sequence[tuple[str, str]], laye
   drawing.add_layout(Span(location=0, dimension="width", line_color=QUIET, line_width=1))
   for place, (kind, color) in enumerate(kinds):
     heights = [latest(metrics, f"gates/{kind}/{layer}") for layer in layers]
-    shown = [(str(layer), height) for layer, height in zip(layers, heights, strict=True) if height is not None]
+    shown = [(str(layer), height) for layer, height in zip(layers, heights, strict=True) if is_finite(height)]
     source = ColumnDataSource({"layer": [layer for layer, _ in shown], "gate": [height for _, height in shown]})
     shift = 0.36 * (place - (len(kinds) - 1) / 2)
     where = dodge("layer", shift, range=drawing.x_range)

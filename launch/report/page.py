@@ -7,6 +7,7 @@ forbids the rest. Whatever the run read or wrote is escaped.
 import base64
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def _difference(new: float | None, old: float | None) -> float | None:
 def _looking(other: float | None, none: float | None) -> str:
   """Says whether looking pays, from the gains over other examples' media and over none (negative: it does)."""
   known = [(gain, rival) for gain, rival in ((other, "other examples' media"), (none, "no media")) if gain is not None]
-  if not known:
+  if not known or not all(math.isfinite(gain) for gain, _ in known):
     return ""
   helps = [gain < -NEGLIGIBLE for gain, _ in known]
   if all(helps):
@@ -263,7 +264,7 @@ def _carry_over(metrics: Sequence[dict], stream: str) -> str:
     _difference(curves.latest(metrics, name), curves.latest(metrics, f"baseline/{name}"))
     for name in (f"train/text_loss/{stream}", f"heldout/text_loss/{stream}")
   ]
-  if None in changes or changes[0] >= -NEGLIGIBLE or changes[1] < -NEGLIGIBLE:
+  if not all(map(curves.is_finite, changes)) or changes[0] >= -NEGLIGIBLE or changes[1] < -NEGLIGIBLE:
     return ""
   return "The gain on training text does not carry over to held-out text."
 
@@ -291,7 +292,7 @@ def _change(value: float | None) -> str:
 
 
 def _direction(value: float | None) -> str:
-  """The class of a change in a loss: down is good."""
+  """The class of a change in a loss: down is good, and a value that is not finite never."""
   if value is None or abs(value) <= NEGLIGIBLE:
     return "level"
-  return "better" if value < 0 else "worse"
+  return "better" if value < 0 and math.isfinite(value) else "worse"

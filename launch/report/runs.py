@@ -39,7 +39,10 @@ class ShownRun:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of the results; `best` are the places of the runs that no other beats, none where all are alike."""
+  """A line of the results; `best` are the places of the runs that no other beats, none where all are alike.
+
+  A value that is not finite beats none.
+  """
 
   stream: str
   label: str
@@ -47,9 +50,9 @@ class Row:
 
   @property
   def best(self) -> set[int]:
-    known = {place: value for place, value in enumerate(self.values) if value is not None}
-    least = min(known.values(), default=None)
-    return {place for place, value in known.items() if value == least} if len(set(known.values())) > 1 else set()
+    known = {place: value for place, value in enumerate(self.values) if curves.is_finite(value)}
+    best = {place for place, value in known.items() if value == min(known.values())}
+    return best if len(best) < sum(value is not None for value in self.values) else set()
 
 
 def render(runs: Sequence[ShownRun]) -> str:
@@ -100,14 +103,15 @@ def results(runs: Sequence[ShownRun], streams: Sequence[str]) -> list[Row]:
 
 
 def last_smoothed(metrics: Sequence[dict], name: str) -> float | None:
-  values = curves.series(metrics, name).values
-  return float(curves.smooth(values)[-1]) if len(values) else None
+  """The end of the smoothed line; where the newest value is not finite, that, which the line steps over."""
+  newest = curves.latest(metrics, name)
+  return float(curves.smooth(curves.series(metrics, name).values)[-1]) if curves.is_finite(newest) else newest
 
 
 def least(metrics: Sequence[dict], name: str) -> float | None:
-  points = curves.series(metrics, name)
-  known = [value for value in points.values.tolist() if value == value]  # a gap is not itself
-  return min(known, default=None)
+  """The least of all finite values; where there is none, the newest."""
+  known = [value for value in curves.series(metrics, name).values.tolist() if curves.is_finite(value)]
+  return min(known, default=curves.latest(metrics, name))
 
 
 def facts(runs: Sequence[ShownRun]) -> list[tuple[str, list[str]]]:

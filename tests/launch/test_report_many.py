@@ -16,7 +16,7 @@ from flamingo_jax.credentials import HIDDEN
 from flamingo_jax.training.workdir import note
 from launch import cli
 from launch.report import Generation
-from launch.report.runs import ShownRun, render
+from launch.report.runs import ShownRun, render, results
 from launch.reporting import spread
 from launch.reporting_runs import distinct_names
 
@@ -120,6 +120,23 @@ def test_results_name_the_lowest(page):
   assert rows["captions visual gain, no media"][:2] == ["", ""]
   best = [cell.text for cell in page.select("#results .best")]
   assert f"{ends[0]:.3f}" in best and f"{ends[1]:.3f}" not in best
+
+
+def test_a_run_that_ended_without_finite_losses_is_never_the_best():
+  """One is sound, one low until its losses are none, and one has never had any."""
+  sound, low, none = (shown(name, shift) for name, shift in (("sound", 0.0), ("low", -0.5), ("none", 0.0)))
+  pages = [name for name in sound.metrics[-1] if "pages" in name]
+  for run, begins in ((low, 50), (none, 0)):
+    for line in run.metrics[begins:]:
+      line |= {name: math.nan for name in pages if name in line}
+  for order in ((none, low, sound), (sound, low, none)):
+    rows = {row.label: row for row in results(order, ["pages"])}
+    place = order.index(sound)
+    for label in ("training loss, smoothed", "held-out loss", "visual gain, no media"):
+      assert rows[label].best == {place}
+      assert [math.isfinite(value) for value in rows[label].values] == [number == place for number in range(3)]
+    assert rows["least held-out loss"].best == {1}  # its checkpoint may be there
+    assert math.isnan(rows["least held-out loss"].values[order.index(none)])
 
 
 def test_facts_and_configs_stand_side_by_side(page):

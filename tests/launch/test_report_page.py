@@ -206,11 +206,27 @@ def test_headline_compares_with_the_frozen_language_model(page):
     (None, 0.2, "Looking does not help: held-out loss is 0.200 higher than with no media."),
     (-0.2, None, "Looking helps: held-out loss is 0.200 lower than with other examples' media."),
     (0.2, None, "Looking does not help: held-out loss is 0.200 higher than with other examples' media."),
+    (math.nan, -0.2, ""),
+    (-0.1, -math.inf, ""),
   ],
 )
 def test_the_reading_follows_the_numbers(other, none, verdict):
   line = {"step": 1, "visual_gain/pages/other_media": other, "visual_gain/pages/no_media": none}
-  assert reading([line], "pages").startswith(verdict)
+  assert reading([line], "pages").startswith(verdict) and bool(verdict) == bool(reading([line], "pages"))
+
+
+def test_a_run_that_ended_without_finite_losses_is_shown_as_such():
+  report = full_report()
+  broken = {name: math.nan if "pages" in name and isinstance(value, float) else value for name, value in
+            report.metrics[-1].items()}  # fmt: skip
+  broken |= {"visual_gain/pages/no_media": -math.inf, "gates/attention/0": math.inf, "gates/attention/6": math.nan}
+  page = BeautifulSoup(render(dataclasses.replace(report, metrics=[*report.metrics[:-1], broken])), "lxml")
+  cells = page.select("#result tbody tr")[0].find_all("td")
+  assert [cell.text.strip() for cell in cells] == [
+    "pages", "3.800", "nan", "+nan", "3.900", "nan", "+nan", "+nan", "\u2212inf",
+  ]  # fmt: skip
+  assert not any("better" in cell["class"] for cell in cells[1:])
+  assert not [words for words in page.select(".readings li") if "pages" in words.text]
 
 
 def test_a_gain_that_does_not_carry_over_is_said():
@@ -296,7 +312,7 @@ def test_smoothing_keeps_a_constant_and_steps_over_gaps():
 def test_series_holds_only_the_lines_that_have_the_metric():
   metrics = [{"step": 1, "a": 1.0}, {"step": 2}, {"step": 3, "a": math.nan}, {"step": 4, "a": None}]
   assert series(metrics, "a").steps.tolist() == [1, 3]
-  assert latest(metrics, "a") == 1.0
+  assert math.isnan(latest(metrics, "a")) and latest(metrics[:2], "a") == 1.0
   assert not series(metrics, "b")
 
 
