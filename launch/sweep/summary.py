@@ -94,7 +94,7 @@ def table(config: SweepConfig, results: Sequence[Result]) -> str:
     mean = "" if setting.mean is None else f"{setting.mean:.5g}"
     interval = "" if setting.interval is None else f"± {setting.interval:.2g}"
     shown.add_row(*(str(setting.changes[field]) for field in fields), mean, interval, states(setting))
-  console = Console(width=max(100, Console().width))
+  console = Console(width=max(100, Console().width), markup=False, emoji=False)  # values are what they are
   with console.capture() as text:
     console.print(shown)
   return text.get().rstrip()

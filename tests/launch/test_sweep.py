@@ -24,7 +24,7 @@ from launch.sweep.chart import parallel_coordinates
 from launch.sweep.outcomes import Result, half_interval, importances, points_of, read_lines, settings_of, value_of
 from launch.sweep.plans import ListPlan, StudyPlan
 from launch.sweep.settings import Trial, TrialsConfig, make_trials, read_sweep, trial_name
-from launch.sweep.summary import summarize, winning_config
+from launch.sweep.summary import summarize, table, winning_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OUTCOME = "heldout/text_loss/pages"
@@ -153,6 +153,11 @@ class TestOutcomes:
     summarize(tmp_path, "mine.py", TrialsConfig("x.py", [{}], OUTCOME), [*results, result(None, rate=2, seed=0)])
     assert "1 of the 2 trials of its setting failed." in (tmp_path / "winner.py").read_text()
     assert "2, <strong>1 failed</strong>" in (tmp_path / "sweep.html").read_text()
+
+  def test_values_in_the_table_are_never_markup(self):
+    results = [result(1.0, trainable=pattern) for pattern in ("^gates[/]", "[bold]", ":warning:")]
+    shown = table(TrialsConfig("x.py", [{}], "[red]loss"), results)
+    assert all(text in shown for text in ("^gates[/]", "[bold]", ":warning:", "[red]loss"))
 
   def test_the_field_that_decides_weighs_most(self):
     draws = np.random.default_rng(0)
