@@ -325,8 +325,9 @@ def check(experiment: Experiment) -> list[str]:
     )
   if not experiment.stream_configs:
     faults.append("streams: none given; a run reads at least one.")
-  if experiment.evaluation.batches < 1:
-    faults.append(f"evaluation.batches is {experiment.evaluation.batches}; it is at least 1.")
+  for field, least in (("batches", 1), ("samples", 0)):
+    if getattr(experiment.evaluation, field) < least:
+      faults.append(f"evaluation.{field} is {getattr(experiment.evaluation, field)}; it is at least {least}.")
   if experiment.zero_shot and not isinstance(model, ContrastiveConfig):
     faults.append(f"zero_shot: given to a {experiment.name} run; only a contrastive one classifies so.")
   if experiment.few_shot.benchmarks and (reason := why_unable(model)):

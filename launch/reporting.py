@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from data_pipelines.stream import Batch, Stream
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.credentials import redacted, redacted_config
+from flamingo_jax.errors import UserError
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.planning.parameters import parameter_counts
@@ -31,42 +33,53 @@ SHOWN_HOSTS = 8
 
 
 def write_report(workdir: str | pathlib.Path, out: str | pathlib.Path | None = None) -> pathlib.Path:
-  """Writes the report of a run and returns its path.
+  """Writes the report of a run and returns its path. Its curves need its record alone; what else is gone, it says.
 
   Args:
     workdir: of the run.
     out: the file to write; None: `report.html` in the work directory.
 
   Raises:
-    UserError: the directory holds no run, or no checkpoint yet; or the disk refuses.
+    UserError: the directory holds no run, or the disk refuses.
   """
   workdir = pathlib.Path(workdir)
   experiment = open_run(workdir)
   metrics = read_metrics(workdir)
-  tokenizer = experiment.tokenizer()
+  examples, no_examples = shown_or_why(lambda: training_examples(experiment, experiment.tokenizer()))
+  samples, no_samples = shown_or_why(lambda: generations(experiment, workdir, experiment.tokenizer()))
+  missing = {"Training examples": no_examples, "Generations": no_samples}
   page = render(
     Report(
       title=redacted(f"{experiment.name}: {workdir}"),
       metrics=metrics,
-      examples=training_examples(experiment, tokenizer),
-      generations=generations(experiment, workdir, tokenizer),
+      examples=examples,
+      generations=samples,
       parameters=parameter_rows(experiment),
       config=yaml.safe_dump(json.loads(json.dumps(redacted_config(experiment.raw))), sort_keys=False),
       streams=tuple(experiment.stream_configs),
       facts=facts(experiment, metrics, read_history(workdir)),
+      missing={what: why for what, why in missing.items() if why},
     )
   )
   return write_page(pathlib.Path(out) if out else workdir / "report.html", page)
 
 
+def shown_or_why(gather: Callable[[], tuple]) -> tuple[tuple, str]:
+  """What is gathered, or nothing, and why: a checkpoint, a frozen part or data that is not there."""
+  try:
+    return gather(), ""
+  except UserError as error:
+    return (), redacted(str(error))
+
+
 def facts(experiment: Experiment, metrics: list[dict], history: list[dict]) -> dict[str, str]:
   """The run in a few words."""
-  seconds = sum(line["seconds"] for line in metrics)
+  seconds = round(sum(line["seconds"] for line in metrics))
   return (
     {
       "objective": experiment.name,
       "steps": f"{len(metrics)} of {experiment.training.total_steps}",
-      "time in steps": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
+      "time in steps": f"{seconds // 60} min {seconds % 60} s",
       "tokens": f"{sum(line['tokens'] for line in metrics):,}",
       "seed": str(experiment.training.seed),
     }
@@ -162,9 +175,9 @@ def pictures(batch: Batch, row: int) -> tuple[np.ndarray, ...]:
 def generations(experiment: Experiment, workdir: pathlib.Path, tokenizer: Tokenizer) -> tuple[Generation, ...]:
   """What the model writes for held-out rows, with their media and with none, and what it wrote at earlier checkpoints.
 
-  Nothing for other objectives.
+  Nothing for other objectives, or where no samples are asked for.
   """
-  if not isinstance(experiment.model, FlamingoConfig):
+  if not isinstance(experiment.model, FlamingoConfig) or not experiment.evaluation.samples:
     return ()
   steps = saved_steps(workdir)
   parameters = trained_parameters(experiment, workdir)

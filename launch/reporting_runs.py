@@ -13,7 +13,7 @@ from flamingo_jax.training.writers import flat
 from launch.generate import open_run
 from launch.report.runs import ShownRun, render
 from launch.report.templates import write_page
-from launch.reporting import facts, generations
+from launch.reporting import facts, generations, shown_or_why
 
 
 def write_runs_report(workdirs: Sequence[str | pathlib.Path], out: str | pathlib.Path) -> pathlib.Path:
@@ -34,10 +34,7 @@ def shown_run(workdir: pathlib.Path, name: str) -> ShownRun:
   """What is shown of a run. Its curves need its record alone; samples need its checkpoints, frozen parts and data."""
   experiment, metrics = open_run(workdir), read_metrics(workdir)
   history = read_history(workdir)
-  try:
-    samples, note = generations(experiment, workdir, experiment.tokenizer()), ""
-  except UserError as error:
-    samples, note = (), redacted(str(error))
+  samples, note = shown_or_why(lambda: generations(experiment, workdir, experiment.tokenizer()))
   config = redacted_config(json.loads(json.dumps(experiment.raw)))
   return ShownRun(
     name=redacted(name),

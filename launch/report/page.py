@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from markupsafe import Markup
@@ -87,7 +87,10 @@ class ParameterRow:
 
 @dataclass(frozen=True)
 class Report:
-  """Everything a report shows; `metrics` are the lines of metrics.jsonl, `config` is YAML, `facts` head the page."""
+  """Everything a report shows.
+
+  `metrics` are the lines of metrics.jsonl, `config` is YAML, `facts` head the page; `missing` is why a section is.
+  """
 
   title: str
   metrics: list[dict]
@@ -97,6 +100,7 @@ class Report:
   config: str
   streams: tuple[str, ...]
   facts: dict[str, str]
+  missing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,7 @@ def changed(config: dict, path: str, value) -> dict:
     ("total_steps", 0),
     ("evaluate_every", 0),
     ("evaluation.batches", 0),
+    ("evaluation.samples", -1),
     ("evaluation.batches", -1),
     ("checkpoint.every", 0),
     ("checkpoint.keep", 0),

@@ -15,9 +15,11 @@ from test_report_page import HOSTILE, STEPS, flamingo_metrics, media
 from flamingo_jax.credentials import HIDDEN
 from flamingo_jax.training.workdir import note
 from launch import cli
+from launch.experiment import EvaluationConfig
+from launch.generate import open_run
 from launch.report import Generation
 from launch.report.runs import ShownRun, render, results
-from launch.reporting import spread
+from launch.reporting import facts, generations, spread
 from launch.reporting_runs import distinct_names
 
 SECRET = "correct-horse-battery-staple"
@@ -208,6 +210,27 @@ def test_the_command_writes_one_page_of_several_runs(two_runs, tmp_path, capsys)
   assert table(page, "config") == [["seed", "0", "7"]]
   assert "bare has none" in page.select_one("#samples .notes").text
   assert SECRET not in out.read_text() and HIDDEN in rows["devices"][0]
+
+
+def test_the_page_of_one_run_says_what_is_not_there_any_more(two_runs, tmp_path, capsys):
+  out = tmp_path / "bare.html"
+  assert cli.main(["report", two_runs[1], f"--out={out}"]) == 0
+  page = BeautifulSoup(out.read_text(), "lxml")
+  assert page.select_one("#curves") and not page.select_one("#generations")
+  assert "Generations: " in page.select_one("#missing").text
+  assert "bare: no checkpoints there." in page.select_one("#missing").text
+
+
+def test_a_run_without_samples_is_reported_without(two_runs):
+  experiment = open_run(two_runs[0])
+  silent = dataclasses.replace(experiment, evaluation=EvaluationConfig(samples=0))
+  assert generations(silent, pathlib.Path(two_runs[0]), silent.tokenizer()) == ()
+
+
+def test_times_are_rounded_before_they_are_cut_into_minutes(two_runs):
+  experiment = open_run(two_runs[0])
+  lines = [{"seconds": 119.7, "tokens": 9, "tokens_per_second": 1.0, "input_wait": 0.0}]
+  assert facts(experiment, lines, [])["time in steps"] == "2 min 0 s"
 
 
 def test_what_cannot_be_reported_is_said(two_runs, tmp_path, capsys):

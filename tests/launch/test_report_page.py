@@ -253,6 +253,7 @@ def test_sections_without_data_are_left_out(page):
   assert section_ids(nothing()) == set()
   contrastive = dataclasses.replace(nothing(), streams=("captions",), metrics=contrastive_metrics())
   assert section_ids(contrastive) == {"result", "curves", "skipped"}
+  assert section_ids(dataclasses.replace(nothing(), missing={"Generations": "no checkpoint"})) == {"missing"}
 
 
 def test_links_lead_to_the_sections_that_are_there(page):
