@@ -76,13 +76,13 @@ def export_model(workdir: str, form: str, out: str) -> pathlib.Path:
   check_parameters(shapes_of(experiment.model), trained.parameters)
   name = pathlib.Path(workdir).absolute().name
   source = Source(experiment, trained, language_family(experiment), redacted(f"{name}, step {trained.step}"))
+  card = make_card(form, source.origin, experiment, trained)
   with disk_errors(out_path):
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}-") as unfinished:
       folder = pathlib.Path(unfinished) / "export"
       folder.mkdir()
-      hashes = FORMS[form](source, folder)
-      card = make_card(form, source.origin, experiment, trained, hashes)
+      card |= dict(weights=FORMS[form](source, folder))
       write_card(folder, card, render_card(card, experiment.model))
       publish(folder, out_path, CARD)
   return out_path

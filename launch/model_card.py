@@ -23,15 +23,14 @@ from launch.pretrained import is_model_folder
 CARD, README = "model_card.json", "README.md"
 
 
-def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, hashes: dict[str, str]) -> dict:
-  """Everything that is known of a model, as JSON holds it; credentials in what others wrote are hidden.
+def make_card(form: str, origin: str, experiment: Experiment, trained: Trained) -> dict:
+  """All that is known of a model before it is written, as JSON holds it; credentials in what others wrote are hidden.
 
   Args:
     form: of the export.
     origin: the run and the step.
     experiment: the run.
     trained: its parameters.
-    hashes: of the exported weights, by file.
   """
   data = [stream_card(name, dataclasses.asdict(stream)) for name, stream in experiment.stream_configs.items()]
   begun = [source_card("start", experiment.start)] if experiment.start else []
@@ -44,7 +43,6 @@ def make_card(form: str, origin: str, experiment: Experiment, trained: Trained, 
     format=form,
     origin=origin,
     step=trained.step,
-    weights=hashes,
     parameters=counts(experiment, trained),
     frozen=frozen,
     start=begun,
@@ -80,11 +78,17 @@ def stream_card(name: str, stream: dict) -> dict:
 
 
 def source_card(part: str, source: str) -> dict:
-  """Where weights came from that a run did not begin with at random; of a run of ours, also its data."""
+  """Where weights came from that a run did not begin with at random; of a run of ours, also its data.
+
+  What a run started from may be gone since: its own checkpoints have all of it.
+  """
   known = dict(part=part, source=source)
   if source in ("", "random"):
     return known | dict(origin="random numbers" if source else "what computed the features in the streams")
-  described = json.loads((pathlib.Path(source) / DESCRIPTION).read_text())
+  try:
+    described = json.loads((pathlib.Path(source) / DESCRIPTION).read_text())
+  except (OSError, ValueError):
+    return known | dict(origin="cannot be read any more")
   if is_model_folder(source):
     return known | dict(origin=described.get("origin", "unknown"), family=described.get("family", "llama"))
   data = [stream_card(name, stream) for name, stream in described.get("streams", {}).items()]

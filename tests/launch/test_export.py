@@ -177,6 +177,17 @@ def test_a_card_names_what_cannot_be_read_and_what_a_run_began_with(work, export
   assert card["licences"] == ["CC0-1.0", "MIT"]  # of what it began with
 
 
+def test_a_run_whose_beginning_is_gone_is_exported(work, tmp_path):
+  config = json.loads((work / "run" / "config.json").read_text())
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text(json.dumps(config | dict(start=str(tmp_path / "gone"))))
+  (tmp_path / "run" / "checkpoints").symlink_to(work / "run" / "checkpoints")
+  folder = export_model(str(tmp_path / "run"), "safetensors", str(tmp_path / "out"))
+  (start,) = json.loads((folder / "model_card.json").read_text())["start"]
+  assert start == dict(part="start", source=str(tmp_path / "gone"), origin="cannot be read any more")
+  assert "| start | cannot be read any more |" in (folder / "README.md").read_text()
+
+
 def test_an_export_replaces_one_of_its_own_format_only(work, exported, tmp_path):
   export_model(str(work / "run"), "safetensors", str(tmp_path / "out"))
   (tmp_path / "out" / "model.safetensors").write_bytes(b"")

@@ -84,7 +84,7 @@ def test_a_model_card_hides_what_an_older_config_holds(experiment, tmp_path, mon
     "launch.model_card.source_card", lambda part, source: dict(part=part, source=source, origin=source)
   )
   trained = Trained({}, 3, {}, ())
-  card = make_card("orbax", f"a run of key-in-the-environment, {LEAKY}", experiment, trained, {})
+  card = make_card("orbax", f"a run of key-in-the-environment, {LEAKY}", experiment, trained) | dict(weights={})
   write_card(tmp_path, card, render_card(card, experiment.model))
   assert_clean(tmp_path)
   assert "key-in-the-environment" not in (tmp_path / "README.md").read_text()
