@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from flamingo_jax.errors import UserError
 
+LARGEST_TOP_K = 2**31 - 1  # an int32 on the device
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -22,8 +24,8 @@ class Sampling:
     faults = []
     if not 0 <= self.temperature < float("inf"):
       faults.append(f"temperature is {self.temperature}; it is at least 0, and 0 means the most likely token.")
-    if self.top_k < 0:
-      faults.append(f"top_k is {self.top_k}; it is at least 1, or 0 for all tokens.")
+    if not 0 <= self.top_k <= LARGEST_TOP_K:
+      faults.append(f"top_k is {self.top_k}; it is from 1 to {LARGEST_TOP_K}, or 0 for all tokens.")
     if not 0 < self.top_p <= 1:
       faults.append(f"top_p is {self.top_p}; it is above 0 and at most 1.")
     if self.temperature == 0 and (self.top_k or self.top_p < 1):

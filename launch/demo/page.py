@@ -87,6 +87,7 @@ def serving(checkpoint: str, host: str, port: int) -> Iterator[str]:
   writer = open_writer(checkpoint)
   with tempfile.TemporaryDirectory(prefix="flamingo-demo-") as uploads:
     os.environ["GRADIO_TEMP_DIR"] = uploads
+    ask_directly(host)
     page = make_page(writer, pathlib.Path(uploads))
     _, address, _ = page.launch(
       server_name=host,
@@ -105,6 +106,13 @@ def serving(checkpoint: str, host: str, port: int) -> Iterator[str]:
       yield address
     finally:
       page.close(verbose=False)
+
+
+def ask_directly(host: str) -> None:
+  """Keeps this process's requests to its own page, with which Gradio sees whether it is there, from a proxy."""
+  known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+  hosts = ",".join(filter(None, (known, host, "localhost")))  # which Gradio asks for 0.0.0.0
+  os.environ.update(no_proxy=hosts, NO_PROXY=hosts)
 
 
 def check_free(host: str, port: int) -> None:

@@ -76,6 +76,7 @@ def test_what_may_not_be_written_is_never_drawn():
   [
     (dict(temperature=-1.0), "temperature is -1.0; it is at least 0"),
     (dict(temperature=1.0, top_k=-2), "top_k is -2"),
+    (dict(temperature=1.0, top_k=10**12), "top_k is 1000000000000; it is from 1 to 2147483647"),
     (dict(temperature=1.0, top_p=0.0), "top_p is 0.0; it is above 0 and at most 1"),
     (dict(temperature=1.0, top_p=1.5), "top_p is 1.5"),
     (dict(top_p=0.9), "temperature is 0, which always takes the most likely token"),

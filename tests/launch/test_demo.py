@@ -2,6 +2,7 @@
 
 import base64
 import mimetypes
+import os
 import re
 import socket
 
@@ -232,6 +233,15 @@ def test_a_card_that_is_removed_while_it_is_sent_leaves_the_others(opened, files
   assert page.locator(".faults .fault").count() == 0
 
 
+def test_a_number_that_no_device_holds_is_told_where_the_answer_would_be(opened, files):
+  page = opened()
+  drop(page, files, "one.jpg")
+  page.get_by_label("Sampling").check()
+  page.get_by_label("Top-k (0: all)").fill(str(10**12))
+  page.locator("#write").click()
+  expect(page.locator(".answer .fault")).to_contain_text("top_k is 1000000000000; it is from 1 to")
+
+
 def test_what_cannot_be_written_is_told_where_the_answer_would_be(opened, files):
   page = opened()
   page.locator("#write").click()
@@ -295,6 +305,14 @@ def test_no_file_of_this_machine_is_served_or_looked_at(opened, address, run):
   for path in (run / "config.json", "/etc/hostname"):
     assert page.request.get(f"{address}gradio_api/file={path}").status in (403, 404)
   assert page.request.get(address).headers["content-security-policy"].startswith("default-src 'self'")
+
+
+def test_a_proxy_is_not_asked_for_the_page_of_this_machine(run, monkeypatch):
+  for name, value in (("HTTP_PROXY", f"http://127.0.0.1:{free_port()}"), ("NO_PROXY", "example.org"), ("no_proxy", "")):
+    monkeypatch.setenv(name, value)
+  with serving(str(run), "127.0.0.1", free_port()) as address:
+    assert address.startswith("http://127.0.0.1:")
+  assert os.environ["no_proxy"].startswith("example.org,")
 
 
 def test_a_port_that_is_taken_and_a_folder_without_a_run_are_told(address, run, tmp_path, capsys):
