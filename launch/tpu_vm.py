@@ -47,7 +47,10 @@ def on_worker(run: Run, folder: str, restarts: int, grace: float) -> str:
   launch += [f"--peer-timeout={run.peer_timeout}", f"--restarts={restarts}", f"--grace={grace}"]
   log = f"{pathlib.PurePosixPath(run.workdir).name}.start.log"
   begin = shlex.join(["nohup", *launch])
+  lacks = f": {folder}/{FLAMINGO} is missing. Put the project there and install it, or give another --folder."
+  check = f'test -x {FLAMINGO} || {{ echo "$(hostname)"{shlex.quote(lacks)} >&2; false; }}'
   return (
-    f"cd {shlex.quote(folder)} && test -x {FLAMINGO} && {{ {begin} </dev/null >{shlex.quote(log)} 2>&1 & "
+    f"cd {shlex.quote(folder)} && {{ {check}; }} "
+    f"&& {{ {begin} </dev/null >{shlex.quote(log)} 2>&1 & "
     f"sleep {LOOK}; cat {shlex.quote(log)}; kill -0 $! 2>/dev/null || wait $!; }}"
   )

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import socket
 import sys
 import time
 
@@ -114,6 +115,15 @@ def test_what_ends_at_once_is_shown(cloud, monkeypatch, capfd):
 
 def test_a_worker_without_the_project_is_a_fault(cloud):
   assert main([*COMMON, "--folder=nowhere"]) == USER_FAULT
+
+
+@pytest.mark.parametrize("folder", ["flamingo_jax", "my code"])
+def test_a_worker_where_nothing_is_installed_says_so(cloud, capfd, folder):
+  (cloud / "worker-1" / folder / ".venv/bin/flamingo").unlink()
+  assert main([*COMMON, f"--folder={folder}"]) == USER_FAULT
+  said = capfd.readouterr().err
+  assert f"{socket.gethostname()}: {folder}/.venv/bin/flamingo is missing. Put the project there" in said
+  assert heard(cloud / "worker-0" / folder)[0] == "launch"
 
 
 def test_a_dry_run_prints_the_command_and_does_nothing(cloud, capfd):
