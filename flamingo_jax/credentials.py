@@ -12,7 +12,7 @@ from typing import Any
 
 HIDDEN = "[hidden]"
 SHORTEST = 8  # characters of a secret; shorter values of variables stand in texts by chance
-SECRET_NAME = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"((^|_)(API_?KEY|KEY|TOKEN|SECRET|CREDENTIALS?)|PASSWORD|PASSWD)$", re.IGNORECASE)
 # What is hidden is the group `secret`. One slash: what is left of "//" in a path that was made absolute.
 PATTERNS = tuple(
   re.compile(pattern, re.DOTALL)

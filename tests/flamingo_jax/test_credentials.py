@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from flamingo_jax.credentials import HIDDEN, credential_faults, redacted, redacted_config
 
 SECRET = "Zq8vT3mLw0pXc5Rb"
-VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "DB_PASSWORD")
+VARIABLES = (
+  "WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "DB_PASSWORD", "PGPASSWORD",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
