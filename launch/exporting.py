@@ -1,6 +1,7 @@
 """`flamingo export`: the newest checkpoint of a run, made whole, to a folder that other programs read."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ from flamingo_jax.interop.exporting import (
   openflamingo_faults,
   openflamingo_tensors,
 )
-from flamingo_jax.interop.model_folder import DESCRIPTION, WEIGHTS, content_hash, describe, publish
+from flamingo_jax.interop.model_folder import DESCRIPTION, TOKENIZER, WEIGHTS, content_hash, describe, publish
 from flamingo_jax.interop.safetensors_files import TensorWriter, disk_errors
 from flamingo_jax.interop.torch_files import import_torch, save_state_dict
 from flamingo_jax.models.flamingo import FlamingoConfig, initialize, stacked
@@ -29,7 +30,6 @@ from flamingo_jax.training.placing import check_parameters
 from flamingo_jax.training.step import is_trainable
 from launch.experiment import Experiment
 from launch.generate import Trained, open_run, read_trained
-from launch.importing import TOKENIZER
 from launch.model_card import CARD, make_card, render_card, write_card
 from launch.pretrained import is_model_folder
 
@@ -84,7 +84,7 @@ def export_model(workdir: str, form: str, out: str) -> pathlib.Path:
       folder.mkdir()
       card |= dict(weights=FORMS[form](source, folder))
       write_card(folder, card, render_card(card, experiment.model))
-      publish(folder, out_path, CARD)
+      publish(folder, out_path, functools.partial(check_place, form=form))
   return out_path
 
 

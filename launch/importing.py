@@ -12,9 +12,7 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop.gguf import GgufModel
 from flamingo_jax.interop.importing import FORMATS, Source, open_open_flamingo
 from flamingo_jax.interop.json_files import read_object
-from flamingo_jax.interop.model_folder import publish, save_tensors
-
-TOKENIZER = "tokenizer.json"
+from flamingo_jax.interop.model_folder import TOKENIZER, check_replaceable, publish, save_tensors
 
 
 def import_checkpoint(
@@ -25,14 +23,16 @@ def import_checkpoint(
   Args:
     form: one of FORMATS, or "openflamingo".
     path: of the checkpoint: a file, or a folder as it was published.
-    out: the model folder; a model that is there is replaced.
+    out: the model folder; one that an import wrote is replaced, and nothing else.
     language: for OpenFlamingo, the language model it was built on.
     vision: for OpenFlamingo, the vision encoder it was built on.
 
   Raises:
-    UserError: something is missing, damaged, or of an architecture that is not known.
+    UserError: something is missing, damaged, or of an architecture that is not known, or `out` holds something else.
   """
   source_path, out_path = existing(path), pathlib.Path(out)
+  check_apart(out_path, {"--path": path, "--language": language, "--vision": vision})
+  check_replaceable(out_path)
   if form != "openflamingo" and (language or vision):
     raise UserError("--language and --vision say what an OpenFlamingo was built on; other checkpoints need none.")
   if form == "openflamingo":
@@ -50,7 +50,7 @@ def import_checkpoint(
       folder, source.tensors, source.rules, source.ignored, about | dict(origin=source_path.name), source.origin
     )
     save_tokenizer(source, folder, tokenizer_folder)
-    publish(folder, out_path)
+    publish(folder, out_path, check_replaceable)
   return out_path
 
 
@@ -58,6 +58,14 @@ def existing(path: str) -> pathlib.Path:
   if not pathlib.Path(path).exists():
     raise UserError(f"{path}: no such file or folder.")
   return pathlib.Path(path)
+
+
+def check_apart(out: pathlib.Path, inputs: dict[str, str | None]) -> None:
+  """Raises UserError where replacing the folder `out` would delete an input, by its option."""
+  for option, given in inputs.items():
+    found = pathlib.Path(given).resolve() if given else None
+    if found and out.resolve() in (found, *found.parents):
+      raise UserError(f"--out is {out}, which holds {option}, {given}; it would be deleted. Choose another.")
 
 
 def open_built_on(path: pathlib.Path, language: str | None, vision: str | None) -> Source:

@@ -5,7 +5,7 @@ import uuid
 
 from data_pipelines.tokenizer_training import texts_of, train_tokenizer
 from flamingo_jax.errors import UserError
-from launch.importing import TOKENIZER
+from flamingo_jax.interop.model_folder import TOKENIZER
 
 
 def write_tokenizer(source: str, vocabulary: int, out: str) -> str:

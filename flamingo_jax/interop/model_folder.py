@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.rules import Rule, Tensors, check_tensors, layouts, ours_from
 from flamingo_jax.interop.safetensors_files import SafetensorsFile, TensorWriter, raw_bytes
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+WEIGHTS, DESCRIPTION, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
 
 def save_model(directory: pathlib.Path, parameters: dict[str, np.ndarray], config: Any, origin: str) -> None:
@@ -68,21 +68,50 @@ def describe(directory: pathlib.Path, about: dict) -> None:
   (directory / DESCRIPTION).write_text(json.dumps(described, indent=2))
 
 
-def publish(unfinished: pathlib.Path, directory: pathlib.Path, marker: str = WEIGHTS) -> None:
+def publish(unfinished: pathlib.Path, directory: pathlib.Path, check: Callable[[pathlib.Path], None]) -> None:
   """Moves a finished folder to its place, so that a killed import leaves nothing that looks complete.
 
-  A model that was there, which is told by a file called `marker`, goes beside `unfinished`, in the caller's temporary
-  folder.
+  What was there goes beside `unfinished`, in the caller's temporary folder, and so is deleted.
 
-  Raises:
-    UserError: something else than a model is there.
+  Args:
+    unfinished: the finished folder.
+    directory: its place.
+    check: raises UserError where something is that is not to be deleted, such as `check_replaceable`.
   """
+  check(directory)
   if directory.exists():
-    if any(directory.iterdir()) and not (directory / marker).exists():
-      raise UserError(f"{directory}: not empty, and not a model folder (no {marker}). Choose another.")
     os.replace(directory, unfinished.with_name("replaced"))
   directory.parent.mkdir(parents=True, exist_ok=True)
   os.replace(unfinished, directory)
+
+
+def check_replaceable(directory: pathlib.Path) -> None:
+  """Raises UserError where something is that `flamingo import` did not write: it would be deleted."""
+  if not directory.exists():
+    return
+  if not directory.is_dir():
+    raise UserError(f"{directory}: is a file; --out names a folder.")
+  names = {path.name for path in directory.iterdir()}
+  others = sorted(names - {WEIGHTS, DESCRIPTION, TOKENIZER})
+  if others:
+    raise UserError(
+      f"{directory}: holds {others[0]}, which no import wrote and replacing would delete. Choose another."
+    )
+  if names and not is_described(directory / DESCRIPTION):
+    raise UserError(
+      f"{directory}: not empty, and not a model folder: {DESCRIPTION} is not one that `flamingo import` wrote. "
+      "Choose another."
+    )
+
+
+def is_described(path: pathlib.Path) -> bool:
+  """Whether a file is what `describe` wrote, not the config.json of another program."""
+  try:
+    described = read_object(path)
+  except UserError:
+    return False
+  digest = described.get("hash")
+  return isinstance(digest, str) and len(digest) == 64 and {"config", "origin"} <= described.keys()
 
 
 def load_model(directory: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -10,7 +10,14 @@ import pytest
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.gguf import GgufModel
 from flamingo_jax.interop.importing import open_gguf
-from flamingo_jax.interop.model_folder import content_hash, load_model, publish, save_model, save_tensors
+from flamingo_jax.interop.model_folder import (
+  check_replaceable,
+  content_hash,
+  load_model,
+  publish,
+  save_model,
+  save_tensors,
+)
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.ops.positions import rotate
 
@@ -100,7 +107,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_publishing_replaces_a_model_whole(tmp_path):
   old, new = save(tmp_path / "model"), save(tmp_path / "unfinished" / "model", {"norm/scale": np.zeros(2, np.float32)})
   (old / "tokenizer.json").write_text("")
-  publish(new, old)
+  publish(new, old, check_replaceable)
   parameters, _ = load_model(old)
   assert list(parameters) == ["norm/scale"]
   assert sorted(path.name for path in old.iterdir()) == ["config.json", "model.safetensors"]
@@ -125,7 +132,7 @@ def test_publishing_that_is_killed_midway_leaves_no_half_model(tmp_path, monkeyp
   for name in ("replace", "unlink"):
     monkeypatch.setattr(os, name, mortal(getattr(os, name)))
   with contextlib.suppress(KeyboardInterrupt):
-    publish(new, old)
+    publish(new, old, check_replaceable)
   assert calls
   assert not old.exists() or load_model(old)[0].keys() in (WEIGHTS.keys(), {"norm/scale"})
 
@@ -134,9 +141,30 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
   target = tmp_path / "documents"
   target.mkdir()
   (target / "thesis.tex").write_text("years of work")
-  with pytest.raises(UserError, match=r"documents: not empty, and not a model folder"):
-    publish(save(tmp_path / "unfinished" / "model"), target)
+  with pytest.raises(UserError, match=r"documents: holds thesis\.tex, which no import wrote"):
+    publish(save(tmp_path / "unfinished" / "model"), target, check_replaceable)
   assert (target / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda folder: (folder / "notes.md").write_text("mine"), r"model: holds notes\.md, which no import wrote"),
+    (lambda folder: (folder / "config.json").unlink(), r"config\.json is not one that `flamingo import` wrote"),
+    (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not one that `flamingo import` wrote"),
+    (
+      lambda folder: (folder / "config.json").write_text(json.dumps(dict(model_type="llama", hash="0"))),
+      r"config\.json is not one that `flamingo import` wrote",
+    ),
+  ],
+)
+def test_weights_alone_do_not_make_a_folder_ours(tmp_path, change, message):
+  target = save(tmp_path / "model")
+  change(target)
+  before = {path.name: path.read_bytes() for path in target.iterdir()}
+  with pytest.raises(UserError, match=message):
+    publish(save(tmp_path / "unfinished" / "model"), target, check_replaceable)
+  assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
 def imported(path) -> dict[str, np.ndarray]:

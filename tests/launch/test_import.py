@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -245,6 +246,40 @@ def test_a_truncated_checkpoint_leaves_the_model_that_was_there(tmp_path, neox):
     import_checkpoint("hf-lm", str(tmp_path / "broken"), str(tmp_path / "out"))
   assert load_model(tmp_path / "out")[1] == before
   assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+  ("path", "out"),
+  [("theirs", "theirs"), ("theirs", "."), ("theirs/model.safetensors", "theirs"), ("theirs", "link"), ("ours", "ours")],
+)
+def test_an_import_never_deletes_what_it_reads(tmp_path, neox, path, out):
+  shutil.copytree(neox, tmp_path / "theirs")
+  import_checkpoint("hf-lm", str(neox), str(tmp_path / "ours"))
+  (tmp_path / "link").symlink_to("theirs")
+  before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+  with pytest.raises(UserError, match=r"^--out is .*, which holds --path, .*; it would be deleted\. Choose another\.$"):
+    import_checkpoint("hf-lm", str(tmp_path / path), str(tmp_path / out))
+  assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("option", ["language", "vision"])
+def test_an_import_never_deletes_what_an_openflamingo_was_built_on(tmp_path, neox, option):
+  write_pt(tmp_path / "checkpoint.pt", random_model(of_config()), trainable_rules(of_config(), "gpt_neox"))
+  shutil.copytree(neox, tmp_path / "other")
+  built_on = dict(language=str(neox)) | {option: str(tmp_path / "other")}
+  with pytest.raises(UserError, match=rf"which holds --{option}, .*; it would be deleted"):
+    import_checkpoint("openflamingo", str(tmp_path / "checkpoint.pt"), str(tmp_path / "other"), **built_on)
+
+
+def test_a_folder_that_another_program_wrote_is_not_replaced(tmp_path, neox):
+  """It has the file names of ours."""
+  shutil.copytree(neox, tmp_path / "other", ignore=shutil.ignore_patterns("generation_config.json"))
+  before = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+  assert before.keys() == {"config.json", "model.safetensors"}
+  done = run("--from=hf-lm", f"--path={neox}", f"--out={tmp_path / 'other'}")
+  assert done.returncode == USER_FAULT
+  assert "other: not empty, and not a model folder: config.json is not one that `flamingo import` wrote" in done.stderr
+  assert {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()} == before
 
 
 @pytest.mark.parametrize(
