@@ -153,7 +153,7 @@ def folders(folder: pathlib.Path) -> Target:
 
   from flamingo_jax.interop.importing import FORMATS
   from flamingo_jax.interop.rules import check_tensors
-  from launch.importing import added_tokens, check_tokenizer
+  from launch.importing import added_tokens, read_tokenizer
 
   index = "model.safetensors.index.json"
   save_file({"a": np.ones(2, np.float32)}, folder / "part.safetensors")
@@ -165,13 +165,13 @@ def folders(folder: pathlib.Path) -> Target:
     for name, content in described.items():
       text = content if isinstance(content, str) else json.dumps(content)
       (folder / name).write_text(text, errors="surrogatepass")
-    check_tokenizer_of(folder)
+    read_tokenizer_of(folder)
     source = FORMATS[form](folder)
     check_tensors(source.tensors, source.rules, source.ignored)
 
-  def check_tokenizer_of(folder: pathlib.Path) -> None:
+  def read_tokenizer_of(folder: pathlib.Path) -> None:
     added_tokens(folder)
-    check_tokenizer(folder / "tokenizer.json")
+    read_tokenizer(folder / "tokenizer.json")
 
   seeds = (bytes([number, *changes]) for number in range(len(models)) for changes in EDITS)
   return Target(run, (UserError,), tuple(seeds))

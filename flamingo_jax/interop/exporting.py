@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from flamingo_jax.interop.flamingo_rules import LAYERS_OF, OPENFLAMINGO_ADDED, trainable_rules
+from flamingo_jax.interop.flamingo_rules import ADDED_TOKENS, LAYERS_OF, OPENFLAMINGO_ADDED, trainable_rules
 from flamingo_jax.interop.rules import foreign_from
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.parameters import Parameters, nested
@@ -16,7 +16,6 @@ from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import example_media
 
 PLATFORMS = ("cpu", "tpu", "cuda")
-ADDED_TOKENS = ("<|endofchunk|>", "<image>", "<PAD>")  # as OpenFlamingo adds them; ours are in another order
 TABLES = ("embeddings", "extra_embeddings", "unembeddings", "extra_unembeddings")
 
 

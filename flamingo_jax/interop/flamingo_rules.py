@@ -36,6 +36,7 @@ from flamingo_jax.models.vision.vit import VitConfig
 
 # OpenFlamingo adds <|endofchunk|>, <image> and, where the tokenizer has no padding, <PAD>; ours are <image>, <EOC>.
 OPENFLAMINGO_ADDED = (1, 0, 2)
+ADDED_TOKENS = ("<|endofchunk|>", "<image>", "<PAD>")  # in their order
 OPENFLAMINGO_IGNORED = (*LANGUAGE_IGNORED, *OPEN_CLIP_IGNORED)
 LAYERS_OF = {  # where a family keeps its layers
   "llama": "model.layers",
@@ -44,6 +45,45 @@ LAYERS_OF = {  # where a family keeps its layers
   "mpt": "transformer.blocks",
   "mosaic_gpt": "transformer.blocks",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenFlamingoSettings:
+  """What no shape in a checkpoint tells; the defaults are what upstream fixes.
+
+  Attributes:
+    added: how many tokens were added: 2, or 3 with <PAD>.
+    heads: of the gated layers.
+    resampler_heads: of the resampler.
+    previous_media: whether it was trained to attend to all previous media.
+  """
+
+  added: int = 3
+  heads: int = 8
+  resampler_heads: int = 8
+  previous_media: bool = False
+
+
+def openflamingo_settings(described: dict, where: object) -> OpenFlamingoSettings:
+  """The settings that the config.json of `flamingo export --to=openflamingo` has.
+
+  Raises:
+    UserError: its added tokens are not those that OpenFlamingo adds, or are not behind all others.
+  """
+  tokens, rows = described["added_tokens"], described["rows"]
+  first = rows - len(tokens)
+  if len(tokens) < 2 or tokens != {name: first + place for place, name in enumerate(ADDED_TOKENS[: len(tokens)])}:
+    raise UserError(
+      f"{where}: added_tokens is {tokens!r}; they are {', '.join(ADDED_TOKENS[:2])} and perhaps {ADDED_TOKENS[2]}, the "
+      f"last of {rows} rows in this order."
+    )
+  gated = described["cross_attention"]
+  return OpenFlamingoSettings(
+    added=len(tokens),
+    heads=gated["heads"],
+    resampler_heads=described["resampler"]["heads"],
+    previous_media=not gated["only_attend_immediate_media"],
+  )
 
 
 def open_openflamingo(tensors: Tensors) -> Tensors:
@@ -56,9 +96,7 @@ def openflamingo_config(
   language: dict,
   *,
   vision: VisionConfig | None = None,
-  added: int = 3,
-  heads: int = 8,
-  previous_media: bool = False,
+  settings: OpenFlamingoSettings,
 ) -> FlamingoConfig:
   """The architecture of an OpenFlamingo checkpoint, from the shapes in it.
 
@@ -66,27 +104,23 @@ def openflamingo_config(
     tensors: as `open_openflamingo` gives them, with the language model's.
     language: `config.json` of the language model, from transformers.
     vision: of the encoder; None: the media will be its features.
-    added: how many tokens were added: 2, or 3 with <PAD>.
-    heads: of the resampler and the gated layers; upstream has 8 of width 64, and no shape tells them.
-    previous_media: whether it was trained to attend to all previous media.
+    settings: what no shape tells.
 
   Raises:
     UserError: it is not an OpenFlamingo checkpoint, or its language model is of another family.
   """
-  needed = ("perceiver.latents", "perceiver.layers.0.0.to_q.weight")
+  needed = ("perceiver.latents", "perceiver.layers.0.0.to_q.weight", "perceiver.layers.0.1.1.weight")
   if missing := [name for name in needed if name not in tensors.names]:
     raise UserError(f"{tensors.path}: not an OpenFlamingo checkpoint: {', '.join(missing)} missing.")
   latents, width = tensors.shape("perceiver.latents")
-  inner = tensors.shape("perceiver.layers.0.0.to_q.weight")[0]
-  if inner % heads:
-    raise UserError(f"{tensors.path}: attention is {inner} wide, which {heads} heads do not divide.")
   places = gated_places(tensors)
   every = places[0] + 1
   resampler = PerceiverResamplerConfig(
     layers=count_layers(tensors, r"^perceiver\.layers\.(\d+)\."),
     latents=latents,
-    heads=heads,
-    head_width=inner // heads,
+    heads=settings.resampler_heads,
+    head_width=head_width(tensors, "perceiver.layers.0.0.to_q.weight", settings.resampler_heads),
+    feed_forward_multiplier=multiplier(tensors, "perceiver.layers.0.1.1.weight"),
     frames=rows_of(tensors, "perceiver.frame_embs"),
     media=rows_of(tensors, "perceiver.media_time_embs"),
     activation="gelu",
@@ -94,11 +128,14 @@ def openflamingo_config(
   gated = GatedCrossAttentionConfig(
     every=every,
     offset=every - 1,
-    heads=heads,
-    head_width=inner // heads,
+    heads=settings.heads,
+    head_width=head_width(tensors, gated_name(tensors, places[0], "attn.to_q.weight"), settings.heads),
+    feed_forward_multiplier=multiplier(tensors, gated_name(tensors, places[0], "ff.1.weight")),
     activation="gelu",
-    previous_media=previous_media,
+    previous_media=settings.previous_media,
+    blind_sees_all=settings.previous_media,  # its text before the first image reads all media then
   )
+  added = settings.added
   decoder = read_config(language | {"vocab_size": vocabulary_rows(tensors, language)}, tensors.path, extra_tokens=added)
   if places != gated_layers(decoder.layers, gated):
     raise UserError(
@@ -107,6 +144,29 @@ def openflamingo_config(
     )
   vision = vision or FeaturesConfig(width=width)
   return FlamingoConfig(vision, resampler, gated, decoder, dtype="float32")
+
+
+def head_width(tensors: Tensors, name: str, heads: int) -> int:
+  """Of attention, from its query weight [heads x width, inputs]."""
+  inner = tensors.shape(name)[0]
+  if inner % heads:
+    raise UserError(f"{tensors.path}: {name} is {inner} wide, which {heads} heads do not divide.")
+  return inner // heads
+
+
+def multiplier(tensors: Tensors, name: str) -> float:
+  """Of a feed-forward, from its first weight [hidden, width]."""
+  hidden, width = tensors.shape(name)
+  return hidden / width
+
+
+def gated_name(tensors: Tensors, place: int, name: str) -> str:
+  """What a tensor of the gated layer before a language layer goes by. Raises UserError when it is missing."""
+  ends = (f".{place}.gated_cross_attn_layer.{name}", f".gated_cross_attn_layers.{place}.{name}")
+  for found in tensors.names:
+    if found.endswith(ends):
+      return found
+  raise UserError(f"{tensors.path}: not an OpenFlamingo checkpoint: {ends[0].lstrip('.')} missing.")
 
 
 def gated_places(tensors: Tensors) -> tuple[int, ...]:

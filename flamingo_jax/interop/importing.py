@@ -11,6 +11,7 @@ from flamingo_jax.interop.descriptions import checked, reading
 from flamingo_jax.interop.flamingo_rules import (
   IDEFICS_IGNORED,
   OPENFLAMINGO_IGNORED,
+  OpenFlamingoSettings,
   idefics_config,
   idefics_rules,
   open_openflamingo,
@@ -126,7 +127,7 @@ def open_idefics(path: pathlib.Path) -> Source:
 
 
 def open_open_flamingo(
-  path: pathlib.Path, language: pathlib.Path, vision: pathlib.Path | None = None, *, added: int = 3
+  path: pathlib.Path, language: pathlib.Path, vision: pathlib.Path | None, settings: OpenFlamingoSettings
 ) -> Source:
   """An OpenFlamingo: its own checkpoint, which may or may not hold the frozen parts, and the models it was built on.
 
@@ -134,7 +135,7 @@ def open_open_flamingo(
     path: the checkpoint.
     language: the language model, as transformers keeps it.
     vision: the open_clip tower; None: the one in the checkpoint, or none, and media are its features.
-    added: how many tokens were added to the language model: 3, or 2 where its tokenizer had one for padding.
+    settings: what no shape in it tells.
 
   Raises:
     UserError: something of it is not what it should be.
@@ -152,7 +153,7 @@ def open_open_flamingo(
       tower = checked(vision_transformer_config(sources[0]), path)
   tensors = Merged(*sources)
   with reading(f"{path}, {where}"):
-    config = checked(openflamingo_config(tensors, described, vision=tower, added=added), where)
+    config = checked(openflamingo_config(tensors, described, vision=tower, settings=settings), where)
     rules = openflamingo_rules(config, family)
   return Source("flamingo", family, config, tensors, rules, OPENFLAMINGO_IGNORED, openflamingo_origin(sources[0]))
 

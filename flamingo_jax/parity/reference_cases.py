@@ -13,6 +13,7 @@ from flamingo_jax.interop.flamingo_rules import (
   OPENFLAMINGO_ADDED,
   OPENFLAMINGO_IGNORED,
   PALM_IGNORED,
+  OpenFlamingoSettings,
   gated_layer_rules,
   idefics_config,
   idefics_rules,
@@ -171,17 +172,9 @@ def compare_model(
 def openflamingo_model(case: Case, tensors: Tensors, **changes) -> tuple[FlamingoConfig, Parameters, list[Rule], Ids]:
   sizes = case.sizes
   tensors = open_openflamingo(tensors)
-  config = openflamingo_config(
-    tensors,
-    sizes["lm_config"],
-    heads=sizes["xattn"]["heads"],
-    previous_media=not sizes["only_attend_immediate_media"],
-    **changes,
-  )
-  config = dataclasses.replace(
-    config,
-    cross_attention=dataclasses.replace(config.cross_attention, blind_sees_all=config.cross_attention.previous_media),
-  )
+  heads, previous_media = sizes["xattn"]["heads"], not sizes["only_attend_immediate_media"]
+  settings = OpenFlamingoSettings(heads=heads, resampler_heads=heads, previous_media=previous_media)
+  config = openflamingo_config(tensors, sizes["lm_config"], settings=settings, **changes)
   rules = openflamingo_rules(config, sizes["lm"])
   ids = Ids(config.language.vocabulary, OPENFLAMINGO_ADDED)
   return config, load(tensors, rules, OPENFLAMINGO_IGNORED), rules, ids

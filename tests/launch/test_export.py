@@ -411,6 +411,58 @@ def test_what_went_to_openflamingo_comes_back_bit_for_bit(work, tmp_path):
   assert all(np.array_equal(array, expected[path]) for path, array in found.items())
 
 
+def changed_run(folder: pathlib.Path, vision: pathlib.Path) -> pathlib.Path:
+  """A run with other values of all that no shape in a checkpoint tells, and of the feed-forwards' widths."""
+  workdir = openflamingo_run(folder, vision, "gpt_neox", 2, previous_media=True)
+  config = json.loads((workdir / "config.json").read_text())
+  config["model"]["resampler"].update(heads=2, head_width=8, feed_forward_multiplier=2)
+  config["model"]["cross_attention"].update(heads=4, head_width=6, feed_forward_multiplier=3)
+  return write_run(folder / "changed", config)
+
+
+def test_settings_that_no_shape_tells_come_back_too(work, tmp_path):
+  workdir = changed_run(tmp_path, work / "vision")
+  there = export_model(str(workdir), "openflamingo", str(tmp_path / "there"))
+  back = import_checkpoint(
+    "openflamingo", str(there / "checkpoint.pt"), str(tmp_path / "back"), language=str(tmp_path / "theirs")
+  )
+  found, described = load_model(back)
+  config = json.loads((workdir / "config.json").read_text())["model"]
+  for part in ("resampler", "cross_attention"):
+    assert {name: described["config"][part][name] for name in config[part]} == config[part]
+  assert described["config"]["language"]["vocabulary"] == SIZES["vocab_size"]
+  assert described["config"]["language"]["extra_tokens"] == 2
+  expected = stacked(read_trained(open_run(workdir), workdir).parameters)
+  assert found.keys() == {path for path in expected if not path.startswith("vision/")}
+  assert all(np.array_equal(array, expected[path]) for path, array in found.items())
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (
+      dict(rows=43, added_tokens={"<|endofchunk|>": 40, "<image>": 41, "<PAD>": 42}),
+      r"there/config\.json: rows is 43, but the token table in .*checkpoint\.pt has 42\. Are both of one export\?",
+    ),
+    (
+      dict(added_tokens={"<image>": 40, "<|endofchunk|>": 41}),
+      r"there/config\.json: added_tokens is .*; they are <\|endofchunk\|>, <image> and perhaps <PAD>, the last of 42",
+    ),
+    (dict(cross_attention={}), r"there/config\.json: the field 'heads' is missing"),
+  ],
+)
+def test_a_description_of_another_checkpoint_is_refused(work, tmp_path, change, message):
+  there = export_model(
+    str(openflamingo_run(tmp_path, work / "vision", "gpt_neox", 2)), "openflamingo", str(tmp_path / "there")
+  )
+  described = json.loads((there / "config.json").read_text())
+  (there / "config.json").write_text(json.dumps(described | change))
+  with pytest.raises(UserError, match=message):
+    import_checkpoint(
+      "openflamingo", str(there / "checkpoint.pt"), str(tmp_path / "back"), language=str(tmp_path / "theirs")
+    )
+
+
 def test_without_torch_the_error_says_how_to_get_it(work, tmp_path, monkeypatch):
   workdir = openflamingo_run(tmp_path, work / "vision", "gpt_neox", 2)
   monkeypatch.setitem(sys.modules, "torch", None)

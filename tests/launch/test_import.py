@@ -213,6 +213,40 @@ def test_another_language_model_is_told_by_the_places_of_the_gated_layers(tmp_pa
     )
 
 
+def with_tokenizer(folder: pathlib.Path, neox: pathlib.Path, tokens: int, **special: dict) -> pathlib.Path:
+  """The language model with a tokenizer of so many tokens, and the files beside it by name."""
+  shutil.copytree(neox, folder)
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  save_bpe(folder, ["<|endoftext|>", *alphabet[: tokens - 1]], [], "gpt-2")
+  for name, content in special.items():
+    (folder / f"{name}.json").write_text(json.dumps(content))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ("extra_tokens", "special"),
+  [
+    (3, {}),
+    (3, dict(tokenizer_config=dict(pad_token=None), special_tokens_map={})),
+    (2, dict(tokenizer_config=dict(pad_token="<pad>"))),
+    (2, dict(tokenizer_config={}, special_tokens_map=dict(pad_token=dict(content="<pad>")))),
+  ],
+)
+def test_a_published_openflamingo_has_a_row_for_each_token(tmp_path, neox, extra_tokens, special):
+  language = dataclasses.replace(of_config().language, extra_tokens=extra_tokens)
+  config = dataclasses.replace(of_config(), language=language)
+  write_pt(tmp_path / "checkpoint.pt", random_model(config), trainable_rules(config, "gpt_neox"))
+  fitting = with_tokenizer(tmp_path / "fitting", neox, 40, **special)
+  out = import_checkpoint("openflamingo", str(tmp_path / "checkpoint.pt"), str(tmp_path / "out"), language=str(fitting))
+  assert load_model(out)[1]["config"]["language"] == json.loads(json.dumps(dataclasses.asdict(language)))
+  longer = with_tokenizer(tmp_path / "longer", neox, 41, **special)
+  message = (
+    rf"has {40 + extra_tokens} rows\. .*longer/tokenizer\.json has 41 tokens, .* adds {extra_tokens}, .* makes 4"
+  )
+  with pytest.raises(UserError, match=message):
+    import_checkpoint("openflamingo", str(tmp_path / "checkpoint.pt"), str(tmp_path / "out"), language=str(longer))
+
+
 class Hostile:
   """A pickle that would leave a file behind."""
 
