@@ -26,6 +26,8 @@ from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
 from flamingo_jax.interop.tensor_files import open_tensors
 from flamingo_jax.models.vision.vit import VitConfig
 
+PREPROCESSING = "preprocessor_config.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -80,7 +82,7 @@ def open_clip_vision(path: pathlib.Path) -> Source:
   """The vision tower of transformers' CLIP."""
   described, where = read_description(path)
   with reading(where):
-    config = checked(vision_rules.config_from_clip(described), where)
+    config = checked(with_pixels(vision_rules.config_from_clip(described), where.parent), where)
     rules = vision_rules.clip_rules(config)
   return Source("vision", "clip", config, open_tensors(path), rules, vision_rules.CLIP_IGNORED)
 
@@ -89,9 +91,19 @@ def open_siglip_vision(path: pathlib.Path) -> Source:
   """The vision tower of transformers' SigLIP."""
   described, where = read_description(path)
   with reading(where):
-    config = checked(vision_rules.config_from_siglip(described), where)
+    config = checked(with_pixels(vision_rules.config_from_siglip(described), where.parent), where)
     rules = vision_rules.clip_rules(config)
   return Source("vision", "siglip", config, open_tensors(path), rules, vision_rules.SIGLIP_IGNORED)
+
+
+def with_pixels(config: VitConfig, folder: pathlib.Path) -> VitConfig:
+  """A tower with the mean and deviation of pixels that lie beside its config.json, if they do."""
+  where = folder / PREPROCESSING
+  if not where.is_file():
+    return config
+  described = read_object(where)
+  with reading(where):
+    return dataclasses.replace(config, **vision_rules.pixels_from_transformers(described, where))
 
 
 def open_open_clip(path: pathlib.Path) -> Source:
@@ -121,7 +133,8 @@ def open_timm_nfnet(path: pathlib.Path) -> Source:
 def open_idefics(path: pathlib.Path) -> Source:
   described, where = read_description(path)
   with reading(where):
-    config = checked(idefics_config(described, where), where)
+    config = idefics_config(described, where)
+    config = checked(dataclasses.replace(config, vision=with_pixels(config.vision, where.parent)), where)
     rules = idefics_rules(config)
   return Source("flamingo", "idefics", config, open_tensors(path), rules, IDEFICS_IGNORED)
 

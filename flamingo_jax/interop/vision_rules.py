@@ -4,6 +4,7 @@ Each format has rules for its tensors, patterns of those that are known and not 
 Paths are relative to the tower.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -230,6 +231,26 @@ def config_from_idefics(described: dict) -> VitConfig:
   sizes = defaults | vision
   sizes["hidden_size"] = sizes["embed_dim"]
   return VitConfig(**sizes_from_transformers(sizes), **CLIP_SWITCHES, keep_class_token=True, **CLIP_PIXELS)
+
+
+def pixels_from_transformers(described: dict, where: object) -> dict:
+  """The mean and deviation of pixels that a preprocessor_config.json names; what it leaves out stays as it is.
+
+  Raises:
+    UserError: pixels are prepared in another way than by a mean and a deviation where 255 counts as 1.
+  """
+  for field in ("do_normalize", "do_rescale"):
+    if described.get(field, True) is not True:
+      raise UserError(f"{where}: {field} is {described[field]!r}; only True is read.")
+  factor = described.get("rescale_factor", 1 / 255)
+  if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+    raise UserError(f"{where}: rescale_factor is {factor!r}; only 1/255 is read.")
+  fields = {"pixel_mean": "image_mean", "pixel_deviation": "image_std"}
+  pixels = {ours: tuple(described[theirs]) for ours, theirs in fields.items() if theirs in described}
+  for ours, values in pixels.items():
+    if len(values) != 3 or (ours == "pixel_deviation" and not min(values) > 0):
+      raise UserError(f"{where}: {fields[ours]} is {list(values)}; it is one number a colour, a deviation above 0.")
+  return pixels
 
 
 def sizes_from_transformers(vision: dict) -> dict:

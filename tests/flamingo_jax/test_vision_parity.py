@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from flamingo_jax.interop import vision_rules
+from flamingo_jax.interop.importing import FORMATS
 from flamingo_jax.interop.rules import InMemory, assemble, check_tensors, foreign_from
 from flamingo_jax.models.parameters import flat, nested
 from flamingo_jax.models.vision.nfnet import NfnetConfig
@@ -189,6 +190,43 @@ def test_idefics_of_transformers(jit, transformers):
   ignored = (*vision_rules.IDEFICS_VISION_IGNORED, r"^(?!model\.vision_model\.)")
   features = lambda module, images: module.model.vision_model(images).last_hidden_state  # noqa: E731
   assert_same_tower(jit, module, features, config, rules, ignored)
+
+
+PIXELS = dict(image_mean=[0.2, 0.4, 0.6], image_std=[0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+  ("form", "written"), [("hf-clip", PIXELS), ("hf-clip", None), ("hf-siglip", PIXELS), ("hf-siglip", None)]
+)
+def test_pixels_are_prepared_as_transformers_prepares_them(jit, transformers, tmp_path, form, written):
+  """An imported tower, from pictures on; without a file beside it, as the class of transformers does by default."""
+  kind = {"hf-clip": "CLIP", "hf-siglip": "Siglip"}[form]
+  described = getattr(transformers, f"{kind}VisionConfig")(**SIZES)
+  module = randomize(getattr(transformers, f"{kind}VisionModel")(described))
+  module.save_pretrained(tmp_path)
+  processor = getattr(transformers, f"{kind}ImageProcessor")(do_resize=False, do_center_crop=False, **written or {})
+  if written:
+    processor.save_pretrained(tmp_path)
+  picture = np.random.default_rng(0).integers(0, 256, (SIZES["image_size"], SIZES["image_size"], 3), np.uint8)
+  with torch.no_grad():
+    expected = module(processor(picture, return_tensors="pt")["pixel_values"]).last_hidden_state.numpy()
+  source = FORMATS[form](tmp_path)
+  parameters = assemble(source.tensors, source.rules)
+  features = jit(vision_tower(source.config, jnp.dtype("float32")).apply)(nested(parameters), picture[None])
+  np.testing.assert_allclose(features, expected[:, -source.config.positions :], atol=1e-5 * np.abs(expected).max())
+
+
+def test_idefics_takes_the_pixels_of_its_own_processor(transformers, tmp_path):
+  sizes = {**SIZES, "embed_dim": SIZES["hidden_size"]}
+  config = transformers.IdeficsConfig(vision_config=sizes, vocab_size=30, hidden_size=16, intermediate_size=20,
+                                      num_hidden_layers=1, num_attention_heads=2, additional_vocab_size=2)  # fmt: skip
+  transformers.IdeficsForVisionText2Text(config).save_pretrained(tmp_path)
+  processor = transformers.IdeficsImageProcessor()
+  found = FORMATS["idefics"](tmp_path).config.vision
+  assert (list(found.pixel_mean), list(found.pixel_deviation)) == (processor.image_mean, processor.image_std)
+  transformers.IdeficsImageProcessor(**PIXELS).save_pretrained(tmp_path)
+  found = FORMATS["idefics"](tmp_path).config.vision
+  assert (list(found.pixel_mean), list(found.pixel_deviation)) == (PIXELS["image_mean"], PIXELS["image_std"])
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])

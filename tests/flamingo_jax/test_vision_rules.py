@@ -155,3 +155,19 @@ def test_an_nfnet_reads_what_timm_says_of_its_pixels():
 def test_a_tower_that_cannot_be_read_is_named(read, message):
   with pytest.raises(UserError, match=message):
     read()
+
+
+@pytest.mark.parametrize(
+  ("described", "message"),
+  [
+    (dict(do_normalize=False), "do_normalize is False; only True is read."),
+    (dict(do_rescale=False), "do_rescale is False; only True is read."),
+    (dict(rescale_factor=1 / 127.5), "rescale_factor is 0.00784313725490196; only 1/255 is read."),
+    (dict(image_mean=[0.5]), r"image_mean is [0.5]; it is one number a colour"),
+    (dict(image_std=[0.5, 0.5, 0.0]), r"image_std is [0.5, 0.5, 0.0]; it is one number a colour, a deviation above 0."),
+  ],
+)
+def test_pixels_that_are_prepared_otherwise_are_refused(described, message):
+  with pytest.raises(UserError) as error:
+    vision_rules.pixels_from_transformers(described, "clip/preprocessor_config.json")
+  assert str(error.value).startswith(f"clip/preprocessor_config.json: {message}")
