@@ -88,7 +88,9 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
 
   import gguf
 
-  def write(path: pathlib.Path, *, architecture: str = "llama", leave_out=(), more=()) -> dict[str, np.ndarray]:
+  def write(
+    path: pathlib.Path, *, architecture: str = "llama", leave_out=(), more=(), metadata=()
+  ) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     whole = ("token_embd", "output_norm", "output")
     names = [*whole, *(f"blk.{layer}.{name}" for layer in range(2) for name in shapes if name not in whole)]
@@ -102,6 +104,8 @@ def write_gguf() -> Callable[..., dict[str, np.ndarray]]:
     for name, value in fields.items():
       if name not in leave_out:
         getattr(writer, f"add_{name}")(value)
+    for name, value in dict(metadata).items():
+      {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](name, value)
     for name, tensor in tensors.items():
       writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -8,7 +8,7 @@ import numpy as np
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.descriptions import reading
-from flamingo_jax.interop.language_rules import language_rules
+from flamingo_jax.interop.language_rules import language_rules, refuse
 from flamingo_jax.interop.rules import Rule
 from flamingo_jax.models.language.decoder import DecoderConfig
 
@@ -76,7 +76,15 @@ class GgufModel:
       return self.reader.fields[name].contents()
 
   def config(self) -> DecoderConfig:
-    """The architecture that the metadata describes."""
+    """The architecture that the metadata describes. Raises UserError where its positions are not ours."""
+    head_width = self.field("llama.embedding_length") // self.field("llama.attention.head_count")
+    positions = {
+      "llama.rope.scaling.type": "none",
+      "llama.rope.scaling.factor": 1,
+      "llama.rope.scale_linear": 1,
+      "llama.rope.dimension_count": head_width,
+    }
+    refuse({name: self.field(name) for name in positions if name in self.reader.fields}, self.path, **positions)
     return DecoderConfig(
       vocabulary=len(self.texts("tokenizer.ggml.tokens")),
       width=self.field("llama.embedding_length"),

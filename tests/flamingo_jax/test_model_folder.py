@@ -322,6 +322,36 @@ def test_weights_that_would_go_unread_are_refused(tmp_path, write_gguf):
     imported(tmp_path / "model.gguf")
 
 
+ORDINARY_POSITIONS = {
+  "llama.rope.scaling.type": "none",
+  "llama.rope.scaling.factor": 1.0,
+  "llama.rope.scale_linear": 1.0,
+  "llama.rope.dimension_count": 4,
+}
+
+
+def test_positions_that_are_described_as_ordinary_are_read(tmp_path, write_gguf, llama):
+  write_gguf(tmp_path / "model.gguf", metadata=ORDINARY_POSITIONS)
+  assert GgufModel(tmp_path / "model.gguf").config() == llama[0].config()
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "read"),
+  [
+    ("llama.rope.scaling.type", "linear", "'none'"),
+    ("llama.rope.scaling.factor", 4.0, "1"),
+    ("llama.rope.scale_linear", 2.0, "1"),
+    ("llama.rope.dimension_count", 2, "4"),
+  ],
+)
+def test_positions_that_the_decoder_does_not_have_are_refused(tmp_path, write_gguf, name, value, read):
+  path = tmp_path / "model.gguf"
+  write_gguf(path, metadata={name: value})
+  with pytest.raises(UserError) as error:
+    imported(path)
+  assert str(error.value) == f"{path}: {name} is {value!r}; only {read} is read."
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"<html>not found</html>" * 50, bytes(1000), b"GGUF" + bytes(1000)])
 def test_garbage_is_refused(tmp_path, content):
   path = tmp_path / "model.gguf"
