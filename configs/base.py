@@ -49,7 +49,11 @@ def training() -> dict:
       hang_seconds=1800.0,  # without the end of a step, after which stacks are written and the process ends; 0: never
     ),
     start="",  # a run of the same objective, or an imported model, that this one begins with; empty: fresh parameters
-    tokenizer=dict(path="", bos=0, eos=0),  # a folder with tokenizer.json; ids that begin and end a document
+    tokenizer=dict(  # a folder with tokenizer.json
+      path="",
+      bos=None,  # the id that begins a document; None: as the folder's config.json says, or 0 where it does not
+      eos=None,  # the id that ends one
+    ),
     evaluation=dict(batches=4, samples=2),  # held-out batches a stream, at most; samples a stream in the report
     streams=dict(),  # name -> stream(...)
   )
@@ -173,7 +177,7 @@ def evaluation() -> ConfigDict:
     | dict(
       control="",  # or "image_blind", "shuffled_images", "shuffled_shots"
       mesh=dict(replica=-1, fsdp=1, model=1),  # as in training
-      tokenizer=dict(path="", bos=0, eos=0),  # of an imported Flamingo: ids; path: where its folder has no tokenizer
+      tokenizer=dict(path="", bos=None, eos=None),  # of an imported Flamingo; path: where its folder has no tokenizer
     )
   )
 

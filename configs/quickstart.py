@@ -9,6 +9,7 @@ def get_config():
   config.evaluate_every = 35
   config.frozen_dtype = config.model.dtype = "float32"  # CPUs gain nothing from bfloat16
   config.frozen.language = config.tokenizer.path = "data/quickstart/language_model"
+  config.tokenizer.update(bos=0, eos=0)  # <|endoftext|>; the GGUF file names those of a chat
   config.frozen.vision = "runs/quickstart/vision"
   config.model.resampler.update(layers=2, latents=16, heads=4)
   config.model.cross_attention.update(every=6, heads=8, head_width=64)

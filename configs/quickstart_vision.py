@@ -15,6 +15,7 @@ def get_config():
   config.optimizer.no_decay = ("norm/", "bias$", "embeddings", "log_temperature")
   config.checkpoint.every = 45
   config.frozen.language = config.tokenizer.path = "data/quickstart/language_model"
+  config.tokenizer.update(bos=0, eos=0)  # <|endoftext|>; the GGUF file names those of a chat
   config.evaluation.batches = 1
   config.streams = dict(
     captions=base.stream(

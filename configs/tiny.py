@@ -13,6 +13,7 @@ def get_config():
   config.frozen_dtype = config.model.dtype = "float32"
   config.frozen.vision = config.frozen.language = "random"
   config.tokenizer.path = "data/quickstart/language_model"
+  config.tokenizer.update(bos=0, eos=0)  # <|endoftext|>; the GGUF file names those of a chat
   config.model.remat = "none"
   config.model.vision.update(width=32, layers=2, heads=2, image_size=32, patch_size=8)
   config.model.resampler.update(layers=1, latents=4, heads=2, frames=4)

@@ -12,6 +12,7 @@ def get_config():
   config.model.language = flamingo.model.language.copy_and_resolve_references()
   config.model.language.extra_tokens = 0
   config.tokenizer.path = "data/quickstart/language_model"
+  config.tokenizer.update(bos=0, eos=0)  # <|endoftext|>; the GGUF file names those of a chat
   config.optimizer.learning_rate = 1e-2
   config.optimizer.warmup_steps = 5
   config.checkpoint.every = 20

@@ -97,7 +97,8 @@ def load_tokenizer(
     vocabulary: the rows of the model's token table; None: as many as the tokenizer has tokens.
 
   Raises:
-    UserError: the file is missing or is not a tokenizer, or has more tokens than the model has rows.
+    UserError: the file is missing or is not a tokenizer, has more tokens than the model has rows, or `bos` or `eos` is
+      none of them.
   """
   path = pathlib.Path(directory) / "tokenizer.json"
   if not path.is_file():
@@ -109,4 +110,8 @@ def load_tokenizer(
   tokens = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
   if vocabulary is not None and vocabulary < tokens:
     raise UserError(f"{path}: has {tokens} tokens, but the model has {vocabulary} rows for them.")
-  return Tokenizer(bpe, tokens if vocabulary is None else vocabulary, bos, eos)
+  rows = tokens if vocabulary is None else vocabulary
+  for name, number in (("bos", bos), ("eos", eos)):
+    if not 0 <= number < rows:
+      raise UserError(f"{path}: {name} is {number}, but tokens are 0 to {rows - 1}. Set tokenizer.{name}.")
+  return Tokenizer(bpe, rows, bos, eos)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.predictions import read_scores
 from flamingo_jax.evaluation.runner import evaluate
@@ -27,7 +27,7 @@ from launch.config import build, load_config
 from launch.experiment import TokenizerConfig
 from launch.few_shot import FewShot, build_few_shot, make_model, read_benchmarks, why_unable
 from launch.generate import open_run, read_trained
-from launch.pretrained import as_config, is_model_folder
+from launch.pretrained import as_config, is_model_folder, open_tokenizer
 from launch.report.scores import write_scores_page
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
@@ -183,7 +183,7 @@ def open_folder(path: str, tokenizer: TokenizerConfig) -> Checkpoint:
   config = build(FlamingoConfig, as_config(FlamingoConfig, described["config"], path), "", faults)
   if faults:
     raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
-  words = load_tokenizer(tokenizer.path or path, tokenizer.bos, tokenizer.eos, config.language.vocabulary)
+  words = open_tokenizer(tokenizer.path or path, tokenizer.bos, tokenizer.eos, config.language.vocabulary)
   return Checkpoint(config, grouped(stored, config), words, dict(step=0, hashes=dict(model=described["hash"])))
 
 

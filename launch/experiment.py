@@ -13,7 +13,7 @@ from data_pipelines.shards import open_shards
 from data_pipelines.sources import Sources
 from data_pipelines.stream import Batch, Stream
 from data_pipelines.stream_config import StreamConfig, check_stream
-from data_pipelines.tokenizer import Tokenizer, load_tokenizer
+from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.contrastive import evaluate_contrastive
@@ -40,7 +40,15 @@ from flamingo_jax.training.writers import unknown_writers
 from launch.config import build, join, unknown
 from launch.few_shot import FewShot, build_few_shot, why_unable, with_few_shot
 from launch.precomputed import check_kinds, check_shards, common_tower, folders
-from launch.pretrained import MODELS, FrozenConfig, ModelConfig, check_tokenizer, read_pretrained
+from launch.pretrained import (
+  MODELS,
+  FrozenConfig,
+  ModelConfig,
+  check_tokenizer,
+  named_id,
+  open_tokenizer,
+  read_pretrained,
+)
 from launch.skips import strip, without_skipped
 from launch.zero_shot import ZeroShotConfig, build_zero_shot, read_zero_shot
 
@@ -68,11 +76,11 @@ TOKENIZER = "tokenizer"  # among the hashes of what is read, beside the streams
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """A folder with tokenizer.json, and which of its ids begin and end a document."""
+  """A folder with tokenizer.json, and which of its ids begin and end a document; None: those that the folder names."""
 
   path: str
-  bos: int = 0
-  eos: int = 0
+  bos: int | None = None
+  eos: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Experiment:
     """Opens the tokenizer, and checks that the model has a row for each of its tokens."""
     config = self.tokenizer_config
     described = self.model if isinstance(self.model, ContrastiveConfig) else self.model.language
-    return load_tokenizer(config.path, config.bos, config.eos, described.vocabulary)
+    return open_tokenizer(config.path, config.bos, config.eos, described.vocabulary)
 
   def streams(self, split: str, *, training: bool) -> dict[str, Stream]:
     """Opens every stream's `train` or `heldout` shards."""
@@ -221,7 +229,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
     raise UserError(f"{where}: is a {type(config).__name__}; a config is a group of fields.")
   if faults := credential_faults(config):
     raise UserError("\n".join(f"{where}: {fault}" for fault in faults))
-  config = anchored(config)
+  config = with_ids(anchored(config))
   name = config.get("objective", "(absent)")
   if not isinstance(name, str) or name not in MODELS:
     raise UserError(f"{where}: objective is {name!r}; it is one of {', '.join(MODELS)}.")
@@ -271,6 +279,15 @@ def anchored(config: dict) -> dict:
     elif isinstance(value, list | tuple):
       group[field] = tuple(absolute(each) if isinstance(each, str) else each for each in value)
   return config
+
+
+def with_ids(config: dict) -> dict:
+  """The config with the ids that the tokenizer's folder names, so that a run keeps those that it was trained with."""
+  group = config.get("tokenizer")
+  if not isinstance(group, dict) or not isinstance(path := group.get("path"), str) or not pathlib.Path(path).is_dir():
+    return config
+  open_ids = [name for name in ("bos", "eos") if group.get(name, 0) is None]
+  return config | dict(tokenizer=group | {name: named_id(path, name) for name in open_ids})
 
 
 def absolute(path: str) -> str:

@@ -135,8 +135,9 @@ def language_family(experiment: Experiment) -> str:
 def to_safetensors(source: Source, folder: pathlib.Path) -> dict[str, str]:
   """A model folder as `flamingo import` writes it."""
   write_safetensors(folder / WEIGHTS, stacked(source.trained.parameters))
-  config = dataclasses.asdict(source.experiment.model)
-  describe(folder, dict(kind="flamingo", family=source.family, config=config, origin=source.origin))
+  config, tokenizer = dataclasses.asdict(source.experiment.model), source.experiment.tokenizer()
+  ids = dict(bos=tokenizer.bos, eos=tokenizer.eos)
+  describe(folder, dict(kind="flamingo", family=source.family, config=config, origin=source.origin) | ids)
   copy_tokenizer(source, folder)
   return {WEIGHTS: json.loads((folder / DESCRIPTION).read_text())["hash"]}
 

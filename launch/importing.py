@@ -47,7 +47,7 @@ def import_checkpoint(
   with tempfile.TemporaryDirectory(dir=out_path.parent, prefix=f".{out_path.name}-") as unfinished:
     folder = pathlib.Path(unfinished) / "model"
     folder.mkdir()
-    about = dict(kind=source.kind, family=source.family, config=dataclasses.asdict(source.config))
+    about = dict(kind=source.kind, family=source.family, config=dataclasses.asdict(source.config)) | source.ids
     save_tensors(
       folder, source.tensors, source.rules, source.ignored, about | dict(origin=source_path.name), source.origin
     )

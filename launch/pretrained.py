@@ -8,9 +8,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from data_pipelines.tokenizer import load_tokenizer
+from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
-from flamingo_jax.interop.model_folder import content_hash, load_model
+from flamingo_jax.interop.json_files import read_object
+from flamingo_jax.interop.model_folder import DESCRIPTION, content_hash, load_model
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig, grouped
 from flamingo_jax.models.language.decoder import DecoderConfig, group_layers, ungroup_layers
@@ -175,14 +176,40 @@ def stored_language(source: str) -> tuple[Parameters, dict, str]:
   return language, config["model"]["language"], content_hash(language)
 
 
-def check_tokenizer(source: str, path: str, bos: int, eos: int) -> None:
+def open_tokenizer(path: str, bos: int | None, eos: int | None, vocabulary: int | None = None) -> Tokenizer:
+  """The tokenizer of a folder.
+
+  Args:
+    path: the folder.
+    bos: the id that begins a document; None: as `named_id` has it.
+    eos: the id that ends one, in the same way.
+    vocabulary: the rows of the model's token table; None: as many as the tokenizer has tokens.
+
+  Raises:
+    UserError: there is no tokenizer, or it does not fit the model.
+  """
+  bos = named_id(path, "bos") if bos is None else bos
+  eos = named_id(path, "eos") if eos is None else eos
+  return load_tokenizer(path, bos, eos, vocabulary)
+
+
+def named_id(path: str, name: str) -> int:
+  """`bos` or `eos` as the config.json of a model folder has it; 0 where there is none, or it does not name it."""
+  where = pathlib.Path(path) / DESCRIPTION
+  number = read_object(where).get(name, 0) if where.is_file() else 0
+  if type(number) is not int:
+    raise UserError(f"{where}: {name} is {number!r}; it is a whole number. Set tokenizer.{name}.")
+  return number
+
+
+def check_tokenizer(source: str, path: str, bos: int | None, eos: int | None) -> None:
   """Holds a tokenizer against that of a run whose tokens a model is to read, if that is still there.
 
   Args:
     source: of the language model, or of what the training begins with; nothing is known of a model folder's, nor of a
       random one's.
     path: of the tokenizer.
-    bos: the id that begins a document.
+    bos: the id that begins a document, as `open_tokenizer` takes it.
     eos: the id that ends one.
 
   Raises:
@@ -193,14 +220,16 @@ def check_tokenizer(source: str, path: str, bos: int, eos: int) -> None:
   made_with = config_of(source)["tokenizer"]
   if not (pathlib.Path(made_with["path"]) / "tokenizer.json").is_file():
     return
-  if load_tokenizer(made_with["path"]).fingerprint() != load_tokenizer(path).fingerprint():
+  theirs, ours = open_tokenizer(made_with["path"], made_with["bos"], made_with["eos"]), open_tokenizer(path, bos, eos)
+  if theirs.fingerprint() != ours.fingerprint():
     raise UserError(
       f"{source}: was trained on the tokens of {made_with['path']}; tokenizer.path, {path}, makes others of a text. "
       "Name the one it knows."
     )
-  for field, ours in (("bos", bos), ("eos", eos)):
-    if made_with[field] != ours:
-      raise UserError(f"{source}: was trained with tokenizer.{field}={made_with[field]}; here it is {ours}.")
+  for field in ("bos", "eos"):
+    known, here = getattr(theirs, field), getattr(ours, field)
+    if known != here:
+      raise UserError(f"{source}: was trained with tokenizer.{field}={known}; here it is {here}.")
 
 
 def read_embeddings(model: ContrastiveConfig, source: str) -> Found:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.descriptions import reading
-from flamingo_jax.interop.language_rules import language_rules, refuse
+from flamingo_jax.interop.language_rules import document_ids, language_rules, refuse
 from flamingo_jax.interop.rules import Rule
 from flamingo_jax.models.language.decoder import DecoderConfig
 
@@ -105,6 +105,12 @@ class GgufModel:
       merges=self.texts("tokenizer.ggml.merges"),
       pre_tokenizer=self.field("tokenizer.ggml.pre"),
     )
+
+  def ids(self) -> dict[str, int]:
+    """The ids of the tokens that begin and end a document, if the file names them."""
+    names = [f"{name}_token_id" for name in ("bos", "eos")]
+    found = {name: f"tokenizer.ggml.{name}" for name in names if f"tokenizer.ggml.{name}" in self.reader.fields}
+    return document_ids({name: self.field(field) for name, field in found.items()})
 
   def texts(self, name: str) -> list[str]:
     """The value of a metadata field that is a list of texts."""

@@ -21,7 +21,7 @@ from flamingo_jax.interop.flamingo_rules import (
 )
 from flamingo_jax.interop.gguf import GgufModel, gguf_rules
 from flamingo_jax.interop.json_files import read_object
-from flamingo_jax.interop.language_rules import IGNORED, language_rules, read_config
+from flamingo_jax.interop.language_rules import IGNORED, document_ids, language_rules, read_config
 from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
 from flamingo_jax.interop.tensor_files import open_tensors
 from flamingo_jax.models.vision.vit import VitConfig
@@ -41,6 +41,7 @@ class Source:
     rules: from them to ours.
     ignored: patterns of foreign names that are known and not wanted.
     origin: what the checkpoint seems to have been made for, if that can be told.
+    ids: of the tokens that begin and end a document, "bos" and "eos", if the checkpoint names them.
   """
 
   kind: str
@@ -50,13 +51,14 @@ class Source:
   rules: Sequence[Rule]
   ignored: Sequence[str] = ()
   origin: str = ""
+  ids: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def open_gguf(path: pathlib.Path) -> Source:
   model = GgufModel(path)
   with reading(path):
     config = checked(model.config(), path)
-    return Source("language", "llama", config, model, gguf_rules(config))
+    return Source("language", "llama", config, model, gguf_rules(config), ids=model.ids())
 
 
 def open_language(path: pathlib.Path) -> Source:
@@ -66,7 +68,8 @@ def open_language(path: pathlib.Path) -> Source:
     config = checked(read_config(described, where), where)
     family = described["model_type"]
     rules = language_rules(family, config)
-  return Source("language", family, config, with_full_names(open_tensors(path), family), rules, IGNORED)
+  tensors = with_full_names(open_tensors(path), family)
+  return Source("language", family, config, tensors, rules, IGNORED, ids=document_ids(described))
 
 
 def with_full_names(tensors: Tensors, family: str) -> Tensors:
@@ -136,7 +139,7 @@ def open_idefics(path: pathlib.Path) -> Source:
     config = idefics_config(described, where)
     config = checked(dataclasses.replace(config, vision=with_pixels(config.vision, where.parent)), where)
     rules = idefics_rules(config)
-  return Source("flamingo", "idefics", config, open_tensors(path), rules, IDEFICS_IGNORED)
+  return Source("flamingo", "idefics", config, open_tensors(path), rules, IDEFICS_IGNORED, ids=document_ids(described))
 
 
 def open_open_flamingo(
@@ -168,7 +171,8 @@ def open_open_flamingo(
   with reading(f"{path}, {where}"):
     config = checked(openflamingo_config(tensors, described, vision=tower, settings=settings), where)
     rules = openflamingo_rules(config, family)
-  return Source("flamingo", family, config, tensors, rules, OPENFLAMINGO_IGNORED, openflamingo_origin(sources[0]))
+  origin, ids = openflamingo_origin(sources[0]), document_ids(described)
+  return Source("flamingo", family, config, tensors, rules, OPENFLAMINGO_IGNORED, origin, ids)
 
 
 def tower_name(name: str) -> str | None:

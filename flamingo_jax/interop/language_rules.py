@@ -42,6 +42,19 @@ def read_config(described: dict, where: object, *, extra_tokens: int = 0) -> Dec
   return DecoderConfig(extra_tokens=extra_tokens, **fields)
 
 
+def document_ids(described: dict) -> dict[str, int]:
+  """`bos` and `eos`, the ids that begin and end a document, of a `config.json` of transformers.
+
+  Of several that may end one the first is taken. Where only one of both is named, it stands for both, as GPT-2's does.
+  Empty where none is.
+  """
+  given = {name: described.get(f"{name}_token_id") for name in ("bos", "eos")}
+  firsts = {name: ids[0] if isinstance(ids, list) and ids else ids for name, ids in given.items()}
+  known = {name: number for name, number in firsts.items() if type(number) is int and number >= 0}
+  either = next(iter(known.values()), None)
+  return {name: known.get(name, either) for name in given if either is not None}
+
+
 def activation(described: dict, field: str, where: object) -> str:
   name = described[field]
   if name not in ACTIVATIONS:

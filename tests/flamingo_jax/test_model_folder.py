@@ -277,6 +277,19 @@ def test_the_tokenizers_parts_are_read(llama):
   assert (parts["merges"], parts["pre_tokenizer"]) == (["A B"], "smollm")
 
 
+@pytest.mark.parametrize(
+  ("metadata", "expected"),
+  [
+    ({}, {}),
+    ({"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}, dict(bos=1, eos=2)),
+    ({"tokenizer.ggml.eos_token_id": 2}, dict(bos=2, eos=2)),
+  ],
+)
+def test_the_ids_that_begin_and_end_a_document_are_read(tmp_path, write_gguf, metadata, expected):
+  write_gguf(tmp_path / "model.gguf", metadata=metadata)
+  assert open_gguf(tmp_path / "model.gguf").ids == expected
+
+
 def test_quantized_weights_are_read_as_float32(tmp_path):
   """Q8_0 stores 32 values as bytes and a scale, so that none is off by more than half a step of its block."""
   weights = np.random.default_rng(3).normal(size=(4, 64)).astype(np.float32)

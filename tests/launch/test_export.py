@@ -86,7 +86,9 @@ def test_a_model_folder_is_read_in_every_place_that_a_config_names_bit_for_bit(w
   assert all(found[path].dtype == np.float32 and np.array_equal(found[path], expected[path]) for path in expected)
   assert frozen.start.keys() == {path for path in expected if is_trainable(path, run.training.trainable)}
   assert again.tokenizer().encode("AB") == run.tokenizer().encode("AB") != []
-  assert load_model(folder)[1]["family"] == "llama"
+  described = load_model(folder)[1]
+  assert described["family"] == "llama"
+  assert (described["bos"], described["eos"]) == (run.tokenizer().bos, run.tokenizer().eos)
 
 
 def test_orbax_alone_reads_its_checkpoint(exported, tmp_path):

@@ -25,7 +25,10 @@ from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.perceiver_resampler import PerceiverResamplerConfig
 from flamingo_jax.models.vision.towers import FeaturesConfig
 from flamingo_jax.models.vision.vit import VitConfig
+from launch.config import load_config
+from launch.experiment import read_experiment
 from launch.importing import import_checkpoint
+from launch.pretrained import open_tokenizer
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 torch = pytest.importorskip("torch")
@@ -113,6 +116,52 @@ def test_a_sharded_language_model_is_imported_with_its_tokenizer(tmp_path):
   query = state["model.layers.1.self_attn.q_proj.weight"]
   np.testing.assert_array_equal(parameters["layers/attention/query/kernel"][1].reshape(16, 16), query.T)
   assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def gpt2_like(folder: pathlib.Path, **ids: object) -> None:
+  """A tiny GPT-2 whose tokenizer, like GPT-2's own, has "!" first and <|endoftext|> last."""
+  config = transformers.GPT2Config(vocab_size=257, n_embd=16, n_layer=1, n_head=2, n_positions=32, **ids)
+  save(transformers.GPT2LMHeadModel(config), folder)
+  bytes_but = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"!"})
+  save_bpe(folder, ["!", *bytes_but, "<|endoftext|>"], [], "gpt-2")
+
+
+@pytest.mark.parametrize(
+  ("ids", "expected"),
+  [
+    (dict(bos_token_id=256, eos_token_id=256), (256, 256)),
+    (dict(bos_token_id=1, eos_token_id=[2, 256]), (1, 2)),
+    (dict(bos_token_id=None, eos_token_id=256), (256, 256)),
+    (dict(bos_token_id=None, eos_token_id=None), (0, 0)),
+  ],
+)
+def test_a_run_begins_and_ends_documents_as_the_imported_model_does(tmp_path, ids, expected):
+  gpt2_like(tmp_path / "theirs", **ids)
+  import_checkpoint("hf-lm", str(tmp_path / "theirs"), str(tmp_path / "out"))
+  overrides = {"tokenizer.path": str(tmp_path / "out"), "tokenizer.bos": "None", "tokenizer.eos": "None"}
+  experiment = read_experiment(load_config("configs/tiny.py", overrides), "tiny.py")
+  tokenizer, kept = experiment.tokenizer(), experiment.raw["tokenizer"]
+  assert (tokenizer.bos, tokenizer.eos) == (kept["bos"], kept["eos"]) == expected
+  text = tokenizer.decode(tokenizer.encode("Stop! Go!"))
+  assert text == ("Stop! Go!" if 0 not in expected else "Stop Go")
+  chosen = read_experiment(load_config("configs/tiny.py", overrides | {"tokenizer.eos": "3"}), "tiny.py").tokenizer()
+  assert (chosen.bos, chosen.eos) == (expected[0], 3)
+
+
+def test_an_id_that_is_no_token_is_refused_with_the_setting_to_change(tmp_path):
+  gpt2_like(tmp_path / "theirs", bos_token_id=50256, eos_token_id=50256)
+  import_checkpoint("hf-lm", str(tmp_path / "theirs"), str(tmp_path / "out"))
+  with pytest.raises(
+    UserError, match=r"out/tokenizer\.json: bos is 50256, but tokens are 0 to 256\. Set tokenizer\.bos\."
+  ):
+    open_tokenizer(str(tmp_path / "out"), None, None)
+
+
+def test_an_imported_flamingo_has_the_ids_of_its_language_model(tmp_path, neox):
+  write_pt(tmp_path / "checkpoint.pt", random_model(of_config()), trainable_rules(of_config(), "gpt_neox"))
+  import_checkpoint("openflamingo", str(tmp_path / "checkpoint.pt"), str(tmp_path / "out"), language=str(neox))
+  described, theirs = load_model(tmp_path / "out")[1], transformers.AutoConfig.from_pretrained(neox)
+  assert (described["bos"], described["eos"]) == (theirs.bos_token_id, theirs.eos_token_id) == (0, 2)
 
 
 @pytest.mark.parametrize("form", ["hf-clip", "hf-siglip"])
