@@ -63,11 +63,12 @@ def activation(described: dict, field: str, where: object) -> str:
 
 
 def refuse(described: dict, where: object, **needed: object) -> None:
-  """Raises UserError for settings that our decoder knows in one way only."""
+  """Raises UserError for settings that our decoder knows in one way only; a tuple has the ways to write that one."""
+  ways = {field: value if isinstance(value, tuple) else (value,) for field, value in needed.items()}
   faults = [
-    f"{where}: {field} is {described[field]!r}; only {value!r} is read."
-    for field, value in needed.items()
-    if field in described and described[field] != value
+    f"{where}: {field} is {described[field]!r}; only {' or '.join(map(repr, values))} is read."
+    for field, values in ways.items()
+    if field in described and described[field] not in values
   ]
   if faults:
     raise UserError("\n".join(faults))
@@ -76,6 +77,9 @@ def refuse(described: dict, where: object, **needed: object) -> None:
 def with_rotary(described: dict, where: object) -> dict:
   """A config with its rotary settings among the others: since transformers 5 they are in `rope_parameters`."""
   settings = described | (described.get("rope_parameters") or {})
+  scaling = settings.get("rope_scaling") or {}
+  if scaling.get("rope_type", scaling.get("type")) == "default":  # which is none
+    settings["rope_scaling"] = None
   refuse(settings, where, rope_scaling=None, rope_type="default")
   return settings
 
@@ -158,8 +162,13 @@ def opt_config(described: dict, where: object) -> dict:
 
 def mpt_config(described: dict, where: object) -> dict:
   attention = dict(softmax_scale=None, prefix_lm=False, alibi=True, alibi_bias_max=8)
-  refuse(described.get("attn_config") or {}, f"{where}: attn_config", clip_qkv=None, **attention)
+  everywhere = dict(clip_qkv=None, rope=False, sliding_window_size=(-1, None))
+  refuse(described.get("attn_config") or {}, f"{where}: attn_config", **everywhere, **attention)
   refuse(described, where, no_bias=True, logit_scale=None, attn_clip_qkv=None, **attention)  # mosaic_gpt's are here
+  refuse(described, where, norm_type=("layernorm", "low_precision_layernorm"))
+  gelu = {"name": "gelu"}
+  functions = (None, gelu, gelu | {"approximate": "none"})
+  refuse(described.get("ffn_config") or {}, f"{where}: ffn_config", ffn_type="mptmlp", ffn_act_fn=functions)
   heads = described["n_heads"]
   return dict(
     vocabulary=described["vocab_size"],

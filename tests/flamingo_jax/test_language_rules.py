@@ -147,6 +147,20 @@ def test_rotary_settings_are_found_where_newer_transformers_keep_them(described,
     (MPT_7B | dict(no_bias=False), "no_bias is False; only True is read."),
     (MPT_7B | dict(attn_config=dict(clip_qkv=6)), "attn_config: clip_qkv is 6; only None is read."),
     (MPT_7B | dict(attn_config=dict(alibi=False)), "attn_config: alibi is False; only True is read."),
+    (MPT_7B | dict(attn_config=dict(rope=True)), "attn_config: rope is True; only False is read."),
+    (
+      MPT_7B | dict(attn_config=dict(sliding_window_size=128)),
+      "attn_config: sliding_window_size is 128; only -1 or None is read.",
+    ),
+    (
+      MPT_7B | dict(norm_type="rmsnorm"),
+      "norm_type is 'rmsnorm'; only 'layernorm' or 'low_precision_layernorm' is read.",
+    ),
+    (MPT_7B | dict(ffn_config=dict(ffn_type="mptglu")), "ffn_config: ffn_type is 'mptglu'; only 'mptmlp' is read."),
+    (
+      MPT_7B | dict(ffn_config=dict(ffn_act_fn=dict(name="relu"))),
+      "ffn_config: ffn_act_fn is {'name': 'relu'}; only None or {'name': 'gelu'} or ",
+    ),
     (MPT_1B | dict(attn_clip_qkv=6), "attn_clip_qkv is 6; only None is read."),
     (MPT_1B | dict(alibi=False), "alibi is False; only True is read."),
     (MPT_1B | dict(alibi_bias_max=16), "alibi_bias_max is 16; only 8 is read."),
@@ -158,6 +172,20 @@ def test_what_the_decoder_does_not_have_is_refused(described, message):
     read_config(json.loads(json.dumps(described)), "opt/config.json")
   assert str(error.value).startswith(f"opt/config.json: {message}")
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("described", "changes"),
+  [
+    (LLAMA_7B, dict(rope_scaling=dict(rope_type="default"))),
+    (LLAMA_7B, dict(rope_scaling=dict(type="default"))),
+    (MPT_7B, dict(norm_type="low_precision_layernorm", ffn_config=dict(ffn_type="mptmlp"))),
+    (MPT_7B, dict(attn_config=dict(alibi=True, rope=False, sliding_window_size=-1))),
+    (MPT_7B, dict(ffn_config=dict(ffn_act_fn=dict(name="gelu", approximate="none")))),
+  ],
+)
+def test_other_ways_to_write_what_the_decoder_has_are_read(described, changes):
+  assert read_config(described | changes, "config.json") == read_config(described, "config.json")
 
 
 def test_the_layout_of_opt_350m_is_refused_with_all_its_faults():
