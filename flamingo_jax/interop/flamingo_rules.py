@@ -12,6 +12,7 @@ import numpy as np
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.language_rules import IGNORED as LANGUAGE_IGNORED
 from flamingo_jax.interop.language_rules import (
+  activation,
   head_shapes,
   language_rules,
   llama_rules,
@@ -361,7 +362,7 @@ def gated_layer_rules(
 
 # IDEFICS, as transformers keeps it.
 
-IDEFICS_ADDED = (1, 0)  # <fake_token_around_image>, <image>
+IDEFICS_ADDED = ("<fake_token_around_image>", "<image>")  # its first two; ours stand the other way round
 IDEFICS_IGNORED = (r"\.rotary_emb\.inv_freq$", *IDEFICS_VISION_IGNORED)
 
 
@@ -373,7 +374,14 @@ def idefics_config(described: dict, where: object) -> FlamingoConfig:
   """
   if described.get("model_type") != "idefics":
     raise UserError(f"{where}: model_type is {described.get('model_type')!r}, not 'idefics'.")
+  described = {"hidden_act": "silu"} | described
+  function = activation(described, "hidden_act", where)
   try:
+    if described["additional_vocab_size"] < len(IDEFICS_ADDED):
+      raise UserError(
+        f"{where}: additional_vocab_size is {described['additional_vocab_size']}; it is at least {len(IDEFICS_ADDED)}, "
+        f"for {' and '.join(IDEFICS_ADDED)}."
+      )
     perceiver = described["perceiver_config"]
     width, heads = described["hidden_size"], described["num_attention_heads"]
     decoder = DecoderConfig(
@@ -383,6 +391,7 @@ def idefics_config(described: dict, where: object) -> FlamingoConfig:
       heads=heads,
       key_value_heads=heads,
       feed_forward_width=described["intermediate_size"],
+      activation=function,
       norm_epsilon=described["rms_norm_eps"],
       rope_base=10_000.0,
       tied_embeddings=described.get("tie_word_embeddings", False),
@@ -393,7 +402,7 @@ def idefics_config(described: dict, where: object) -> FlamingoConfig:
       heads=heads,
       head_width=width // heads,
       feed_forward_multiplier=described["intermediate_size"] / width,
-      activation="silu",
+      activation=function,
       gated_feed_forward=True,
       norm="rms",
       norm_epsilon=described["rms_norm_eps"],
@@ -420,11 +429,11 @@ def idefics_rules(config: FlamingoConfig) -> list[Rule]:
   width, media_width = width_of(config)
   bare = dataclasses.replace(config.language, extra_tokens=0)
   rules = llama_rules(bare, ())
-  if extra := config.language.extra_tokens:
-    rules += [
-      reordered("model.embed_tokens.additional_embedding.weight", "extra_embeddings", extra, width),
-      reordered("lm_head.additional_fc.weight", "extra_unembeddings", extra, width),
-    ]
+  extra = config.language.extra_tokens
+  rules += [
+    reordered("model.embed_tokens.additional_embedding.weight", "extra_embeddings", extra, width),
+    reordered("lm_head.additional_fc.weight", "extra_unembeddings", extra, width),
+  ]
   for number in range(len(gated_layers(config.language.layers, config.cross_attention))):
     rules += idefics_gated_rules(config, number)
   rules = prefixed(rules, "language/")
@@ -434,9 +443,9 @@ def idefics_rules(config: FlamingoConfig) -> list[Rule]:
 
 
 def reordered(name: str, path: str, rows: int, width: int) -> Rule:
-  """The table of the added tokens, which stand in another order than ours."""
-  order = np.asarray(IDEFICS_ADDED[:rows])
-  return Rule((name,), (Part(path),), lambda x: (x[order],), lambda x: x[np.argsort(order)], (rows, width))
+  """The table of the added tokens, the first two of which stand in another order than ours."""
+  order = np.asarray([1, 0, *range(2, rows)])
+  return Rule((name,), (Part(path),), lambda x: (x[order],), lambda x: x[order], (rows, width))
 
 
 def idefics_gated_rules(config: FlamingoConfig, number: int) -> list[Rule]:
