@@ -9,17 +9,15 @@ from flamingo_jax.errors import UserError
 from flamingo_jax.interop import vision_rules
 from flamingo_jax.interop.descriptions import checked, reading
 from flamingo_jax.interop.flamingo_rules import (
-  IDEFICS_IGNORED,
   OPENFLAMINGO_IGNORED,
   OpenFlamingoSettings,
-  idefics_config,
-  idefics_rules,
   open_openflamingo,
   openflamingo_config,
   openflamingo_origin,
   openflamingo_rules,
 )
 from flamingo_jax.interop.gguf import GgufModel, gguf_rules
+from flamingo_jax.interop.idefics_rules import IDEFICS_IGNORED, idefics_config, idefics_rules
 from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.language_rules import IGNORED, document_ids, language_rules, read_config
 from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors

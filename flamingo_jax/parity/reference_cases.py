@@ -9,20 +9,18 @@ import numpy as np
 import optax
 
 from flamingo_jax.interop.flamingo_rules import (
-  IDEFICS_IGNORED,
   OPENFLAMINGO_ADDED,
   OPENFLAMINGO_IGNORED,
   PALM_IGNORED,
   OpenFlamingoSettings,
   gated_layer_rules,
-  idefics_config,
-  idefics_rules,
   open_openflamingo,
   openflamingo_config,
   openflamingo_rules,
   palm_rules,
   resampler_rules,
 )
+from flamingo_jax.interop.idefics_rules import IDEFICS_IGNORED, idefics_config, idefics_rules
 from flamingo_jax.interop.rules import Merged, Renamed, Rule, Tensors
 from flamingo_jax.interop.tensor_files import open_tensors
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig, grouped, stacked
