@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
 from flamingo_jax.interop.json_files import read_object
+from flamingo_jax.interop.language_rules import document_ids
 from flamingo_jax.interop.model_folder import DESCRIPTION, content_hash, load_model
 from flamingo_jax.models.contrastive import ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig, grouped
@@ -194,9 +195,10 @@ def open_tokenizer(path: str, bos: int | None, eos: int | None, vocabulary: int 
 
 
 def named_id(path: str, name: str) -> int:
-  """`bos` or `eos` as the config.json of a model folder has it; 0 where there is none, or it does not name it."""
+  """`bos` or `eos` as the config.json of a model folder has it, or of transformers; 0 where none names it."""
   where = pathlib.Path(path) / DESCRIPTION
-  number = read_object(where).get(name, 0) if where.is_file() else 0
+  described = read_object(where) if where.is_file() else {}
+  number = described.get(name, document_ids(described).get(name, 0))
   if type(number) is not int:
     raise UserError(f"{where}: {name} is {number!r}; it is a whole number. Set tokenizer.{name}.")
   return number

@@ -126,6 +126,7 @@ def gpt2_like(folder: pathlib.Path, **ids: object) -> None:
   save_bpe(folder, ["!", *bytes_but, "<|endoftext|>"], [], "gpt-2")
 
 
+@pytest.mark.parametrize("folder", ["out", "theirs"])  # transformers' own folder serves as a tokenizer too
 @pytest.mark.parametrize(
   ("ids", "expected"),
   [
@@ -135,10 +136,10 @@ def gpt2_like(folder: pathlib.Path, **ids: object) -> None:
     (dict(bos_token_id=None, eos_token_id=None), (0, 0)),
   ],
 )
-def test_a_run_begins_and_ends_documents_as_the_imported_model_does(tmp_path, ids, expected):
+def test_a_run_begins_and_ends_documents_as_the_imported_model_does(tmp_path, ids, expected, folder):
   gpt2_like(tmp_path / "theirs", **ids)
   import_checkpoint("hf-lm", str(tmp_path / "theirs"), str(tmp_path / "out"))
-  overrides = {"tokenizer.path": str(tmp_path / "out"), "tokenizer.bos": "None", "tokenizer.eos": "None"}
+  overrides = {"tokenizer.path": str(tmp_path / folder), "tokenizer.bos": "None", "tokenizer.eos": "None"}
   experiment = read_experiment(load_config("configs/tiny.py", overrides), "tiny.py")
   tokenizer, kept = experiment.tokenizer(), experiment.raw["tokenizer"]
   assert (tokenizer.bos, tokenizer.eos) == (kept["bos"], kept["eos"]) == expected
