@@ -39,6 +39,7 @@ extras["build"] = extras["data"] + [
   "imagehash>=4.3.2",
   "py3langid>=0.4",
   "pyarrow>=25",
+  "sentencepiece>=0.2",
 ]
 extras["quickstart"] = extras["data"] + extras["gguf"] + extras["report"]
 extras["demo"] = extras["quickstart"] + ["gradio>=6.17,<7"]
@@ -117,7 +118,7 @@ setup(
     "orbax-checkpoint>=0.11.17",
     "rich>=13",
     "safetensors>=0.4",
-    "tensorboardX>=2.6",
+    "tensorboard>=2.16",
   ],
   extras_require=extras,
   entry_points={"console_scripts": ["flamingo=launch.cli:main"]},

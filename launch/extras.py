@@ -1,13 +1,13 @@
 """Which extra of the package brings a module that is not installed."""
 
 EXTRAS = {
-  "data": ("PIL", "array_record", "av", "cv2", "lxml", "simplejpeg", "tensorflow", "tensorflow_datasets", "tokenizers"),
-  "build": ("apache_beam", "fastwarc", "imagehash", "py3langid", "pyarrow"),
+  "data": ("array_record", "av", "cv2", "lxml", "simplejpeg", "tensorflow", "tensorflow_datasets", "tokenizers"),
+  "build": ("apache_beam", "fastwarc", "imagehash", "py3langid", "pyarrow", "sentencepiece"),
   "demo": ("anyio", "gradio", "starlette"),
   "gguf": ("gguf",),
   "meteor": ("nltk",),
   "mlflow": ("mlflow",),
-  "report": ("bokeh", "jinja2", "markupsafe"),
+  "report": ("bokeh", "jinja2"),
   "sweep": ("optuna",),
   "torch": ("torch",),
   "wandb": ("wandb",),

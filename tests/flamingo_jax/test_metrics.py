@@ -1,10 +1,10 @@
 import json
 import os
 import pathlib
-import struct
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.training.metrics import MetricsLog, read_metrics
@@ -19,15 +19,9 @@ def write(workdir: pathlib.Path, lines: list[dict], resume_step: int = 0) -> Non
 
 
 def events(workdir: pathlib.Path) -> list[Event]:
-  """Every event on disk: records of a length, its checksum, the bytes and their checksum."""
-  found = []
-  for path in sorted((workdir / "tensorboard").iterdir()):
-    data, at = path.read_bytes(), 0
-    while at < len(data):
-      (length,) = struct.unpack_from("<Q", data, at)
-      found.append(Event.FromString(data[at + 12 : at + 12 + length]))
-      at += 16 + length
-  return found
+  """Every event on disk, as TensorBoard reads them."""
+  paths = sorted((workdir / "tensorboard").iterdir())
+  return [event for path in paths for event in LegacyEventFileLoader(str(path)).Load()]
 
 
 def scalars(workdir: pathlib.Path) -> dict[tuple[str, int], float]:
