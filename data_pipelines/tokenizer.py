@@ -1,4 +1,4 @@
-"""Text to tokens and back: a byte-level BPE plus the two tokens that Flamingo adds, `<image>` and `<EOC>`."""
+"""Text to tokens and back: a tokenizer.json plus the two tokens that Flamingo adds, `<image>` and `<EOC>`."""
 
 import hashlib
 import pathlib
@@ -26,33 +26,33 @@ class Tokenizer:
     bos, eos: ids that begin and end a document. A GPT-2 style model knows one token for both.
   """
 
-  def __init__(self, bpe: tokenizers.Tokenizer, vocabulary: int, bos: int, eos: int):
-    bpe.encode_special_tokens = True  # as the letters they are written in, should a text name one
-    self.bpe, self.vocabulary = bpe, vocabulary
+  def __init__(self, backend: tokenizers.Tokenizer, vocabulary: int, bos: int, eos: int):
+    backend.encode_special_tokens = True  # as the letters they are written in, should a text name one
+    self.backend, self.vocabulary = backend, vocabulary
     self.image, self.end_of_chunk = self.vocabulary, self.vocabulary + 1
     self.size = self.vocabulary + 2
     self.bos, self.eos = bos, eos
 
   def encode(self, text: str) -> list[int]:
-    return self.bpe.encode(text, add_special_tokens=False).ids
+    return self.backend.encode(text, add_special_tokens=False).ids
 
   def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode` of each text, in parallel."""
-    return [encoding.ids for encoding in self.bpe.encode_batch(list(texts), add_special_tokens=False)]
+    return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
   def fingerprint(self) -> str:
     """SHA-256 of all that decides how a text is encoded."""
-    return hashlib.sha256(self.bpe.to_str().encode()).hexdigest()
+    return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
   def decode(self, tokens: Sequence[int]) -> str:
     """Text of the ordinary tokens among `tokens`; special ones are left out."""
     special = {self.bos, self.eos, self.image, self.end_of_chunk}
-    return self.bpe.decode([int(token) for token in tokens if int(token) not in special], skip_special_tokens=False)
+    return self.backend.decode([int(token) for token in tokens if int(token) not in special], skip_special_tokens=False)
 
   def pieces(self, tokens: Sequence[int]) -> list[str]:
     """One string a token, special tokens by name, for people to read."""
     names = {self.image: "<image>", self.end_of_chunk: "<EOC>", self.bos: "<BOS>", self.eos: "<EOS>"}
-    pieces = [names.get(int(token)) or self.bpe.decode([int(token)]) for token in tokens]
+    pieces = [names.get(int(token)) or self.backend.decode([int(token)]) for token in tokens]
     # One token may stand for both; only at the start does it begin a document.
     return ["<BOS>", *pieces[1:]] if len(tokens) and int(tokens[0]) == self.bos else pieces
 
@@ -104,14 +104,14 @@ def load_tokenizer(
   if not path.is_file():
     raise UserError(f"{path}: no tokenizer there. `flamingo import` writes one beside an imported language model.")
   try:
-    bpe = tokenizers.Tokenizer.from_file(str(path))
+    backend = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises nothing more precise
     raise UserError(f"{path}: not a tokenizer ({error}).") from error
-  tokens = 1 + max(bpe.get_vocab(with_added_tokens=True).values(), default=-1)
+  tokens = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
   if vocabulary is not None and vocabulary < tokens:
     raise UserError(f"{path}: has {tokens} tokens, but the model has {vocabulary} rows for them.")
   rows = tokens if vocabulary is None else vocabulary
   for name, number in (("bos", bos), ("eos", eos)):
     if not 0 <= number < rows:
       raise UserError(f"{path}: {name} is {number}, but tokens are 0 to {rows - 1}. Set tokenizer.{name}.")
-  return Tokenizer(bpe, rows, bos, eos)
+  return Tokenizer(backend, rows, bos, eos)

@@ -1,60 +1,103 @@
-"""A tokenizer of one's own: a byte-level BPE, learnt from the texts of shards or of plain files.
+"""A tokenizer of one's own: a SentencePiece unigram model that falls back to bytes, as Chinchilla's (Hoffmann et al.,
+2022, section 4.1), learnt from the texts of shards or of plain files."""
 
-The library's Unigram trainer adds up numbers in the order of a hash table, which is another in each process: two runs
-on one text differ. BPE only counts, so that the same texts give the same file.
-"""
-
+import io
 import pathlib
+import re
 from collections.abc import Iterable, Iterator
 
+import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models
 
 from data_pipelines.schema import parse
 from data_pipelines.sequences import document_text
 from data_pipelines.shards import MANIFEST, open_shards
-from data_pipelines.tokenizer import PRE_TOKENIZERS
 from flamingo_jax.errors import UserError
 
-# Ids 0 and 1. With their spaces, which stand for themselves in no token of a byte-level BPE, nothing that is learnt can
-# come to have these names.
-BEGIN, END = "<begin of text>", "<end of text>"
-FEWEST = 2 + len(pre_tokenizers.ByteLevel.alphabet())
-LEAST_OFTEN = 2  # a pair that occurs once is not worth a token
+BEGIN, END, UNKNOWN = "<begin of text>", "<end of text>", "<unknown text>"  # ids 0, 1, and 2, which nothing becomes
+# Those marks, and the bytes, called <0x0A>, are tokens like others to the library that encodes. So that no text
+# becomes one by reading like its name, they are less likely than all letters of the names, which are always tokens.
+LETTERS = "".join(sorted({*BEGIN, *END, *UNKNOWN, *"<0123456789ABCDEFx>"} - {" "}))
+NEVER = -1e4  # log-likelihood
+SPACE = "\u2581"  # SentencePiece's letter for one
+LONGEST = 1000  # characters of a sentence: SentencePiece leaves those out that have more than 4,192 bytes
+THREADS = 16  # SentencePiece adds up in parts of their number, and what is learnt is not to depend on the machine
 AT_ONCE = 2**20  # characters of a plain file
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> tokenizers.Tokenizer:
-  """Learns a BPE whose 256 bytes are tokens themselves, so that there is none for what is unknown.
+  """A unigram model of texts, for the library that encodes; arguments and errors as of `learn`."""
+  return unigram(learn(texts, vocabulary))
 
-  Text is not normalized, and digits are tokens of their own.
+
+def learn(texts: Iterable[str], vocabulary: int) -> sentencepiece.SentencePieceProcessor:
+  """Learns a unigram model.
+
+  Text is not normalized, and digits are tokens of their own. A letter that is no token is its bytes.
 
   Args:
-    texts: what is counted; each is read once, and pairs are not counted across two of them.
-    vocabulary: tokens, with BEGIN (0) and END (1).
+    texts: what is counted, in sentences of LONGEST characters; all are held in memory.
+    vocabulary: tokens, with three marks and 256 bytes.
 
   Raises:
     UserError: there is too little text for so many tokens, or so few cannot be.
   """
-  if vocabulary < FEWEST:
-    raise UserError(f"--vocabulary is {vocabulary}; bytes, begin and end of a text alone take {FEWEST}.")
-  bpe = tokenizers.Tokenizer(models.BPE())
-  bpe.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS["smollm"])
-  bpe.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-    vocab_size=vocabulary,
-    special_tokens=[BEGIN, END],
-    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    min_frequency=LEAST_OFTEN,
-    show_progress=False,
-  )
-  bpe.train_from_iterator(texts, trainer)
-  found = bpe.get_vocab_size()
-  if found < vocabulary:
-    raise UserError(
-      f"--vocabulary is {vocabulary}, but the text gives {found} tokens. Choose that or less, or more text."
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(sentences(texts)),
+      model_writer=model,
+      model_type="unigram",
+      vocab_size=vocabulary,
+      normalization_rule_name="identity",
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      allow_whitespace_only_pieces=True,
+      split_digits=True,
+      byte_fallback=True,
+      required_chars=LETTERS,
+      bos_id=0,
+      eos_id=1,
+      unk_id=2,
+      pad_id=-1,
+      bos_piece=BEGIN,
+      eos_piece=END,
+      unk_piece=UNKNOWN,
+      num_threads=THREADS,
+      minloglevel=2,
     )
-  return bpe
+  except RuntimeError as error:
+    raise UserError(refusal(str(error), vocabulary)) from error
+  return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def sentences(texts: Iterable[str]) -> Iterator[str]:
+  """Texts in parts of at most LONGEST characters."""
+  return (text[start : start + LONGEST] for text in texts for start in range(0, len(text), LONGEST))
+
+
+def refusal(told: str, vocabulary: int) -> str:
+  """What SentencePiece says of a number of tokens that cannot be, as a user of ours reads it."""
+  if found := re.search(r"set it to a value <= (\d+)", told):
+    return f"--vocabulary is {vocabulary}, but the text gives {found[1]} tokens. Choose that or less, or more text."
+  if found := re.search(r"smaller than required_chars. \d+ vs (\d+)", told):
+    return f"--vocabulary is {vocabulary}; marks, bytes and the letters of the text alone take {found[1]}. Choose more."
+  return f"--input: SentencePiece learns nothing from it: {told}"
+
+
+def unigram(model: sentencepiece.SentencePieceProcessor) -> tokenizers.Tokenizer:
+  """A SentencePiece model for the library that encodes; a space is a space."""
+
+  def entry(number: int) -> tuple[str, float]:
+    if model.is_byte(number) or model.is_control(number) or model.is_unknown(number):
+      return model.id_to_piece(number), NEVER
+    return model.id_to_piece(number).replace(SPACE, " "), model.get_score(number)
+
+  entries = [entry(number) for number in range(model.get_piece_size())]
+  made = tokenizers.Tokenizer(models.Unigram(entries, unk_id=model.unk_id(), byte_fallback=True))
+  made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+  return made
 
 
 def texts_of(path: pathlib.Path) -> Iterator[str]:

@@ -21,11 +21,11 @@ def write_tokenizer(source: str, vocabulary: int, out: str) -> str:
   path = folder / TOKENIZER
   if path.exists():
     raise UserError(f"{path} is there already; models may have been trained with it. Choose another --out.")
-  bpe = train_tokenizer(texts_of(pathlib.Path(source)), vocabulary)
+  learnt = train_tokenizer(texts_of(pathlib.Path(source)), vocabulary)
   partial = folder / f".{TOKENIZER}.partial-{uuid.uuid4().hex[:8]}"
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    bpe.save(str(partial))
+    learnt.save(str(partial))
     partial.replace(path)
   except Exception as error:  # the library raises nothing more precise
     partial.unlink(missing_ok=True)

@@ -287,7 +287,7 @@ def test_lengths_are_counted_once_for_a_tokenizer_and_the_content(stream, pairs,
   assert not counted
   other = tmp_path / "tokenizer"
   other.mkdir()
-  read.tokenizer.bpe.save(str(other / "tokenizer.json"))
+  read.tokenizer.backend.save(str(other / "tokenizer.json"))
   text = (other / "tokenizer.json").read_text()
   (other / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'))
   pair_lengths(read.sources.parts[0], load_tokenizer(other))

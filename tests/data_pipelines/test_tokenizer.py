@@ -26,8 +26,8 @@ def test_no_text_encodes_to_a_special_token(tokenizer, text):
 
 def test_the_tokens_that_another_program_added_are_letters_too(tokenizer_folder, tmp_path):
   other = load_tokenizer(tokenizer_folder)
-  other.bpe.add_special_tokens(["<image>", "<|endofchunk|>", "</s>"])
-  other.bpe.save(str(tmp_path / "tokenizer.json"))
+  other.backend.add_special_tokens(["<image>", "<|endofchunk|>", "</s>"])
+  other.backend.save(str(tmp_path / "tokenizer.json"))
   tokenizer = load_tokenizer(tmp_path)
   text = "<image>the<|endofchunk|></s>"
   assert max(tokenizer.encode(text)) < 1 + BYTES + 3
