@@ -29,7 +29,8 @@ LLAMA = dict(
     (dict(vocab_size=2**40), "vocabulary is 1099511627776"),
     (dict(hidden_size="4"), "width is '4'"),
     (dict(rms_norm_eps=float("nan")), "norm_epsilon is nan"),
-    (dict(num_attention_heads=0), "describes no model that can be read"),
+    (dict(num_attention_heads=0), "heads is 0; it is a whole number from 1"),
+    (dict(num_attention_heads=3), "heads is 3, which does not divide width, 4"),
     (dict(rope_theta=[1]), "describes no model that can be read"),
   ],
 )

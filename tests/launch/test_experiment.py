@@ -191,6 +191,15 @@ def changed(config: dict, path: str, value) -> dict:
     ("model.cross_attention.every", 0),
     ("model.cross_attention.offset", 6),
     ("model.resampler.heads", 5),
+    ("model.resampler.heads", 0),
+    ("model.resampler.latents", 0),
+    ("model.vision.heads", 5),
+    ("model.vision.patch_size", 0),
+    ("model.cross_attention.heads", 0),
+    ("model.language.heads", 0),
+    ("model.language.heads", 3),
+    ("model.language.key_value_heads", 3),
+    ("model.language.width", 0),
   ],
 )
 def test_settings_that_do_not_fit_are_named(tiny, path, value):
