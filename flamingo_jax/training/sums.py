@@ -9,13 +9,16 @@ SPREAD = np.uint32(2654435769)  # 2**32 over the golden ratio: neighbours get fa
 
 
 def array_sums(items: dict[str, object]) -> dict[str, int]:
-  """Of every array of some trees, by the tree's name and the array's path; all hosts call it together."""
-  sums = {
-    name + jax.tree_util.keystr(path): array_sum(array)
+  """Of every array of some trees, by the tree's name and the array's path; all hosts call it together.
+
+  One after the other: of programs that run side by side, XLA's virtual devices may each wait for those at another one.
+  """
+  jax.block_until_ready(items)
+  return {
+    name + jax.tree_util.keystr(path): int(array_sum(array))
     for name, item in items.items()
     for path, array in jax.tree_util.tree_leaves_with_path(item)
   }
-  return {name: int(found) for name, found in jax.device_get(sums).items()}
 
 
 @jax.jit

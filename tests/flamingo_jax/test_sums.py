@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,3 +48,32 @@ def test_every_changed_bit_and_every_exchange_of_two_numbers_changes_the_sum():
 def test_arrays_have_the_names_of_their_trees_and_paths():
   found = array_sums({"trainable": {"a/b": jnp.float32(1)}, "guard": (jnp.int32(2),)})
   assert found == {"trainable['a/b']": plain_sum(np.float32(1)), "guard[0]": plain_sum(np.int32(2))}
+
+
+MANY = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
+from flamingo_jax.training.sums import array_sums
+
+mesh, random = make_mesh(MeshConfig(2, 2, 2)), np.random.default_rng(0)
+cuts = [("fsdp", "model"), ("fsdp",), (None, "model"), ("model", "fsdp"), ()]
+arrays = {
+  f"array {n}": jax.device_put(
+    random.normal(size=(8 + 8 * (n % 7), 8 + 8 * (n % 3))).astype(np.float32),
+    NamedSharding(mesh, PartitionSpec(*cuts[n % 5])),
+  )
+  for n in range(60)
+}
+step = jax.jit(lambda arrays: {name: array * 1.0001 + array.sum() for name, array in arrays.items()})
+for _ in range(150):
+  arrays = step(arrays)
+  array_sums({"trainable": arrays})
+"""
+
+
+def test_sums_of_many_arrays_over_virtual_devices_do_not_wait_for_each_other():
+  """Once they ran side by side, and within seconds XLA ended the process, since none of them could go on."""
+  environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+  done = subprocess.run([sys.executable, "-c", MANY], env=environment, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
