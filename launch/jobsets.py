@@ -54,7 +54,11 @@ def follow_jobset(jobset: dict, create: Callable[[], object]) -> int:
 
 
 def wait(name: str, getting: list[str], deleting: list[str], asked: list[int]) -> int:
-  """Until a JobSet is over, or a signal is heard. A look that fails, as where the network is down, is made again."""
+  """Until a JobSet is over, or a signal is heard. A look that fails, as where the network is down, is made again.
+
+  Raises:
+    UserError: the JobSet was to be deleted, and could not be.
+  """
   while not asked:
     looked = subprocess.run(getting, stdout=subprocess.PIPE, text=True, check=False)
     if looked.returncode == DONE:
@@ -68,7 +72,9 @@ def wait(name: str, getting: list[str], deleting: list[str], asked: list[int]) -
     until = time.monotonic() + LOOK
     while time.monotonic() < until and not asked:
       time.sleep(TICK)
-  subprocess.run(deleting, check=False)
+  if code := subprocess.run(deleting, check=False).returncode:
+    print(f"flamingo launch: JobSet {name} could not be deleted, and may go on", flush=True)
+    raise refused(deleting, code)
   return PREEMPTED if asked[0] == signal.SIGTERM else INTERRUPTED
 
 

@@ -81,8 +81,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
   except (ValueError, TypeError, NotImplementedError) as error:  # of sides that 5 or 7 divides, it cannot split some
     written = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, within, strict=True))
     raise UserError(
-      f"mesh: JAX finds no way to lay {written} over the torus of a slice of {count // slices} devices. Take other "
-      "sizes; `flamingo plan --search` tries those that it can lay."
+      f"mesh: JAX finds no way to lay {written} over the torus of a slice of {count // slices} devices ({error}). "
+      "Take other sizes; `flamingo plan --search` tries those that it can lay."
     ) from error
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -8,12 +8,9 @@ import re
 import jax
 import optax
 
-STACKS = {
-  "rest",
-  "layers",
-  "groups",
-}  # parts of a path, each an axis of layers that are looped over: of an NFNet's stage,
-# of a transformer, of a language model between its gated layers
+# Parts of a path, each an axis of layers that are looped over: of an NFNet's stage, of a transformer, and of a language
+# model between its gated layers.
+STACKS = {"rest", "layers", "groups"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -201,8 +201,11 @@ def test_a_vision_encoder_that_is_trained_keeps_no_more_activations_than_the_pol
     parameters = flat(jax.eval_shape(lambda key: initialize(deep, key), jax.random.key(0)))
     shapes = {path: jax.ShapeDtypeStruct(shape.shape, shape.dtype) for path, shape in parameters.items()}
     batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((64, *array.shape[1:]), array.dtype), make_batch())
-    see = lambda parameters, batch: model.apply(nested(parameters), batch["media"], batch["media_mask"], method="see")  # noqa: E731
-    slope = jax.jit(jax.grad(lambda parameters, batch: see(parameters, batch).sum()))
+
+    def seen(parameters: dict, batch: dict) -> jax.Array:
+      return model.apply(nested(parameters), batch["media"], batch["media_mask"], method="see").sum()
+
+    slope = jax.jit(jax.grad(seen))
     return slope.lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
 
   assert temporaries("full") < 0.5 * temporaries("none")

@@ -203,6 +203,8 @@ if sys.argv[1] == "create":
     sys.exit("AlreadyExists")
   jobset.write_text(sys.stdin.read())
 elif sys.argv[1] == "delete":
+  if (folder / "refuses").exists():
+    sys.exit("Forbidden")
   jobset.unlink()
 elif jobset.exists():
   first, *rest = json.loads(conditions.read_text())
@@ -273,6 +275,22 @@ def test_a_launch_that_is_asked_to_end_deletes_its_jobset_and_waits_for_its_pods
     "delete jobset mine --namespace=research --cascade=foreground"
   )
   assert not (folder / "jobset").exists()
+
+
+def test_a_jobset_that_cannot_be_deleted_is_not_taken_for_one_that_is(cluster, capfd):
+  folder = cluster(None)
+  (folder / "refuses").touch()
+
+  def ask() -> None:
+    while not (folder / "jobset").exists() or verbs(folder)[-1] != "get":
+      time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=ask, daemon=True).start()
+  assert main(WAITING) == USER_FAULT
+  printed = capfd.readouterr()
+  assert "JobSet mine could not be deleted, and may go on" in printed.out
+  assert "kubectl ended with code 1; what it says is above" in printed.err
 
 
 def test_a_jobset_of_the_same_run_is_waited_for_and_one_that_failed_is_created_anew(cluster, capfd):
