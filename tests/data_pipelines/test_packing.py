@@ -69,11 +69,12 @@ def test_a_plan_has_no_more_rows_than_first_fit_decreasing_pair_by_pair(lengths,
   assert least <= plan.rows <= len(rows)
 
 
-def test_a_record_shares_its_row_with_others_in_every_epoch():
-  plan = make_plan(np.full(60, 10), length=30, slots=3)
+@pytest.mark.parametrize("length", [30, 63, 255])  # which, and one, is how far keys of the same length are apart
+def test_a_record_shares_its_row_with_others_in_every_epoch(length):
+  plan = make_plan(np.full(600, length // 3), length, slots=3)
   company = [next(frozenset(row) for row in epoch_of(plan, 3, epoch) if 7 in row) for epoch in range(20)]
   assert len(set(company)) == 20
-  assert len(set().union(*company)) > 20  # of 40 draws among 59 others
+  assert len(set().union(*company)) > 20  # of 40 draws among 599 others
 
 
 def test_another_seed_deals_other_records():

@@ -22,11 +22,36 @@ def test_a_place_does_not_depend_on_what_else_is_asked_for():
   assert together.tolist() == alone
 
 
-@pytest.mark.parametrize("change", [dict(seed=4), dict(key=np.int64(8))])
-def test_another_seed_or_key_is_another_order(change):
-  asked = dict(indices=np.arange(1000), counts=1000, seed=3, key=np.int64(7))
-  moved = shuffled(**asked) != shuffled(**asked | change)
-  assert moved.mean() > 0.9
+@pytest.mark.parametrize("count", [2**16 + 1, 2**18 + 1, 2**20 - 1, 2**20 + 1])
+def test_every_one_of_many_numbers_has_one_place(count):
+  np.testing.assert_array_equal(np.sort(shuffled(np.arange(count), count, 3, np.int64(7))), np.arange(count))
+
+
+@pytest.mark.parametrize("count", [10**12, 2**62])
+def test_places_of_more_numbers_than_there_can_be_records_are_in_range_and_different(count):
+  asked = np.arange(10_001) * (count // 10_001)
+  moved = shuffled(asked, count, 3, np.int64(7))
+  assert moved.min() >= 0 and moved.max() < count and len(np.unique(moved)) == len(asked)
+  assert abs(np.corrcoef(asked, moved)[0, 1]) < 0.05
+
+
+def test_all_orders_are_equally_likely():
+  """By Pearson's statistic, within five standard deviations of its mean."""
+  draws, orders = 36_000, 120
+  found = shuffled(np.arange(5)[None], 5, 3, np.arange(draws)[:, None])
+  counts = np.unique(found, axis=0, return_counts=True)[1]
+  assert len(counts) == orders
+  statistic = ((counts - draws / orders) ** 2).sum() / (draws / orders)
+  assert abs(statistic - (orders - 1)) < 5 * np.sqrt(2 * (orders - 1))
+
+
+@pytest.mark.parametrize("step", [1, 255, 256, 2**16, 2**32])
+def test_each_seed_and_each_key_is_an_order_of_its_own(step):
+  """Whatever the stride: the keys of a length of packed rows are as far apart as a row is long."""
+  several = np.arange(1000) * step
+  by_key = shuffled(np.arange(50)[None], 50, 3, several[:, None])
+  by_seed = np.stack([shuffled(np.arange(50), 50, seed, np.int64(-1)) for seed in several.tolist()])
+  assert len(np.unique(np.concatenate([by_key, by_seed]), axis=0)) == 2000
 
 
 @given(KEYS, KEYS)
