@@ -21,7 +21,7 @@ test: $(ENVIRONMENT)/.ready-to-test
 	$(ENVIRONMENT)/bin/ruff format --check .
 	$(ENVIRONMENT)/bin/mypy
 	$(BANDIT)
-	$(ENVIRONMENT)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(COVER)
+	$(ENVIRONMENT)/bin/python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=0 $(COVER)
 
 security: $(ENVIRONMENT)/.ready-to-test
 	$(BANDIT)
