@@ -14,7 +14,7 @@ extras = {
     "tensorflow>=2.16; platform_machine != 'x86_64' or sys_platform != 'linux'",
     "tensorflow-datasets>=4.9.7",
     "array_record>=0.6",
-    "av>=12",
+    "av>=14.1",
     "lxml>=5",
     "opencv-python-headless>=4.8",
     "pillow>=10",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import av
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,6 +18,7 @@ Frame = TypeVar("Frame")
 
 # Containers that hold their own frames: others of FFmpeg, such as concat and HLS, are lists of files to open.
 CONTAINERS = {"format_whitelist": "mov,mp4,matroska,webm,avi,mpegts,mpeg", "protocol_whitelist": "none"}
+TURNS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}  # by quarters of a circle
 
 
 def decode_clip(
@@ -46,8 +48,8 @@ def read_clip(
     uint8 [n, H, W, 3], n from 1 to F.
 
   Raises:
-    MediaError: `broken_video` if the file is no video or ends within a frame, `too_large` if its frames claim too
-      many pixels, `empty_video` if the span has no frame.
+    MediaError: `broken_video` if the file is no video, ends within a frame or changes its frames' shape, `too_large`
+      if its frames claim too many pixels, `empty_video` if the span has no frame.
   """
   index = read_index(encoded)
   times = index.times
@@ -61,7 +63,35 @@ def read_clip(
   if [time for time, _ in clip] != drawn:  # its packets promise what does not come, or not from that one on
     whole = decoded(encoded, 0, frozenset(inside))
     clip = nearest(((time, frame) for time, frame in whole if begin <= time < end), wanted)
-  return np.stack([scale(frame.to_ndarray(format="rgb24"), size) for _, frame in clip])
+  pictures = [scale(upright(frame, index.pixel_aspect), size) for _, frame in clip]
+  if len({picture.shape for picture in pictures}) > 1:
+    raise MediaError("broken_video", "its frames change their shape")
+  return np.stack(pictures)
+
+
+def upright(frame: av.VideoFrame, pixel_aspect: float) -> np.ndarray:
+  """A frame as it is to be seen: uint8 [H, W, 3], its pixels made square, then turned as the film says.
+
+  Raises MediaError: `too_large` if it claims too many square pixels, `broken_video` if FFmpeg makes no picture of it.
+  """
+  width = square_width(frame.width, pixel_aspect)
+  check_pixels(width, frame.height)
+  try:
+    pixels = frame.to_ndarray(format="rgb24", width=width)
+  except av.FFmpegError as error:
+    raise MediaError("broken_video", str(error)) from error
+  turn = TURNS.get(round(frame.rotation / 90) % 4)
+  return pixels if turn is None else cv2.rotate(pixels, turn)
+
+
+def pixel_aspect_of(stream: av.VideoStream) -> float:
+  """The width of a film's pixels over their height; 1 where it does not say."""
+  return float(stream.sample_aspect_ratio or 1)
+
+
+def square_width(width: int, pixel_aspect: float) -> int:
+  """How many square pixels are as wide as so many of that aspect."""
+  return max(round(width * pixel_aspect), 1)
 
 
 @contextlib.contextmanager
@@ -92,10 +122,12 @@ class Index:
   Attributes:
     times: when each frame is shown, float64 [T], seconds, rising.
     entries: the second and the number of every packet with which decoding can begin.
+    pixel_aspect: the width of its pixels over their height.
   """
 
   times: np.ndarray
   entries: tuple[tuple[float, int], ...]
+  pixel_aspect: float
 
   def entry(self, time: float) -> int:
     """The last packet with which a decoder can begin and still show all frames of that second."""
@@ -106,6 +138,7 @@ def read_index(encoded: bytes) -> Index:
   """Raises MediaError: `broken_video` if a packet is cut off, `empty_video` if there is none."""
   times, entries = [], []
   with open_video(encoded) as (container, stream):
+    pixel_aspect = pixel_aspect_of(stream)
     for number, packet in enumerate(container.demux(stream)):
       if packet.is_corrupt:  # cut off: it would decode to a frame with holes, and the film would just be shorter
         raise MediaError("broken_video", f"it ends within a frame, after {len(times)} frames")
@@ -118,7 +151,7 @@ def read_index(encoded: bytes) -> Index:
         times.append(second(stamp, stream))
   if not times:
     raise MediaError("empty_video", "no frame at all")
-  return Index(np.sort(times), tuple(entries))
+  return Index(np.sort(times), tuple(entries), pixel_aspect)
 
 
 def decoded(encoded: bytes, entry: int, needed: frozenset[float]) -> Iterator[tuple[float, av.VideoFrame]]:

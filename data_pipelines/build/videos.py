@@ -1,13 +1,13 @@
 """Which videos are worth learning from: every frame is decoded once, so that what is kept is whole."""
 
 import dataclasses
-import io
 
 import av
 from PIL import Image
 
 from data_pipelines.build.filters import PictureRules, check_size
-from data_pipelines.clips import CONTAINERS, cap_pixels
+from data_pipelines.clips import open_video, pixel_aspect_of, square_width, upright
+from data_pipelines.media import MediaError
 
 MOST_BYTES = 256 * 2**20  # a record holds the whole file, and protocol buffers end at 2 GB
 
@@ -22,7 +22,7 @@ class VideoError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-  """What decoding a video shows: how long it lasts, and the frame in the middle of its clip."""
+  """What decoding a video shows: how long it lasts, and the frame in the middle of its clip, upright."""
 
   seconds: float
   middle: Image.Image
@@ -40,19 +40,16 @@ def examine_video(
   if len(data) > MOST_BYTES:
     raise VideoError("too_large", f"{len(data)} bytes; a record has at most {MOST_BYTES}")
   try:
-    with av.open(io.BytesIO(data), options=CONTAINERS) as container:
-      if not container.streams.video:
-        raise VideoError("broken_video", "no video stream")
-      stream = container.streams.video[0]
+    with open_video(data) as (container, stream):
       if not stream.width * stream.height:
         raise VideoError("broken_video", "no frame from which its size can be told")
-      cause = check_size(stream.width, stream.height, rules or PictureRules(1, float("inf")))
+      width, height = square_width(stream.width, pixel_aspect_of(stream)), stream.height
+      cause = check_size(width, height, rules or PictureRules(1, float("inf")))
       if cause:
-        raise VideoError(cause, f"{stream.width} x {stream.height} pixels")
-      cap_pixels(stream)
+        raise VideoError(cause, f"{width} x {height} pixels")
       return _decode(container, stream, clip)
-  except (av.FFmpegError, ValueError) as error:
-    raise VideoError("broken_video", str(error)) from error
+  except MediaError as error:
+    raise VideoError(error.cause, error.detail) from error
 
 
 def _decode(container, stream, clip: tuple[float, float | None]) -> Video:
@@ -74,4 +71,4 @@ def _decode(container, stream, clip: tuple[float, float | None]) -> Video:
     raise VideoError("broken_video", f"{frames} frames of {stream.frames}")
   if not end or middle is None:
     raise VideoError("empty_video", f"no frame between {clip[0]} and {clip[1] or end} s")
-  return Video(end, middle.to_image())
+  return Video(end, Image.fromarray(upright(middle, pixel_aspect_of(stream))))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipelines.clips import decode_clip, decoded, read_clip, read_index
+from data_pipelines.build.videos import examine_video
+from data_pipelines.clips import decode_clip, decoded, read_clip, read_index, upright
 from data_pipelines.media import PADDING, MediaError
 
 
@@ -17,6 +18,34 @@ from data_pipelines.media import PADDING, MediaError
 def stairs(encode_film):
   """Three seconds, 10 frames each: frame i is gray of level 8 i."""
   return encode_film([Image.new("RGB", (32, 32), (8 * i,) * 3) for i in range(30)])
+
+
+QUARTERS = np.array([[[200, 40, 40], [40, 200, 40]], [[40, 40, 200], [200, 200, 200]]], np.uint8)
+
+
+def middle_of_quarters(picture: Image.Image) -> np.ndarray:
+  """The colours, int32 [2, 2, 3], in the middle of the quarters of a picture: a film blurs their edges."""
+  x, y = picture.width // 4, picture.height // 4
+  return np.asarray(picture, np.int32)[y :: 2 * y, x :: 2 * x][:2, :2]
+
+
+@pytest.fixture(scope="module")
+def shown_film():
+  """Makes the bytes of a film of those quarters, 64 x 32 pixels, that is to be shown turned or with oblong pixels."""
+
+  def make(form: str, degrees: int, pixel_aspect: fractions.Fraction) -> bytes:
+    file, picture = io.BytesIO(), Image.fromarray(QUARTERS).resize((64, 32), Image.Resampling.NEAREST)
+    with av.open(file, "w", format=form) as container:
+      stream = container.add_stream("mpeg4", rate=10, options={"qmin": "1", "qmax": "1"})
+      stream.width, stream.height = picture.size
+      stream.codec_context.sample_aspect_ratio = pixel_aspect
+      stream.set_display_rotation(degrees)
+      for _ in range(3):
+        container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+      container.mux(stream.encode(None))
+    return file.getvalue()
+
+  return make
 
 
 def clip(encoded, *, frames, per_second, span=(0.0, np.inf), start=0.0):
@@ -77,6 +106,34 @@ def test_frames_keep_their_aspect(encode_film):
   assert (pictures[0, :4] == PADDING).all()
   assert (pictures[0, 12:] == PADDING).all()
   assert pictures[0, 4:12].min() > 250
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska"])
+@pytest.mark.parametrize("pixel_aspect", [fractions.Fraction(1), fractions.Fraction(3, 2), fractions.Fraction(1, 4)])
+@pytest.mark.parametrize(
+  ("degrees", "turn"),
+  [(0, None), (90, Image.Transpose.ROTATE_90), (180, Image.Transpose.ROTATE_180), (270, Image.Transpose.ROTATE_270)],
+)
+def test_a_film_is_read_as_it_is_to_be_shown_at_build_and_training(shown_film, form, pixel_aspect, degrees, turn):
+  square = Image.fromarray(QUARTERS).resize((int(64 * pixel_aspect), 32), Image.Resampling.NEAREST)
+  seen = square if turn is None else square.transpose(turn)
+  encoded = shown_film(form, degrees, pixel_aspect)
+  middle = examine_video(encoded).middle
+  assert middle.size == seen.size
+  np.testing.assert_allclose(middle_of_quarters(middle), middle_of_quarters(seen), atol=12)
+  [picture] = read_clip(encoded, max(seen.size), frames=1, per_second=0, span=(0, np.inf), start=0)
+  np.testing.assert_array_equal(picture, middle)
+
+
+@pytest.mark.parametrize(
+  ("pixel_aspect", "cause"),
+  [(1e6, "too_large"), (24000, "broken_video")],  # FFmpeg scales to no such width
+)
+def test_pixels_of_an_absurd_width_are_told_by_name(pixel_aspect, cause):
+  frame = av.VideoFrame(64, 32, "yuv420p")
+  with pytest.raises(MediaError) as caught:
+    upright(frame, pixel_aspect)
+  assert caught.value.cause == cause
 
 
 def test_a_span_without_a_frame_is_told_by_name(stairs):

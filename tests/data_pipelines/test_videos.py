@@ -175,5 +175,21 @@ def test_a_bomb_that_grows_on_the_way_is_refused_at_build_and_training(form, mon
     read_clip(data, 16, frames=8, per_second=0, span=(0, np.inf), start=0)
 
 
+@pytest.mark.parametrize("form", ["mpegts", "matroska", "avi", "mp4"])
+def test_a_clip_whose_frames_change_their_shape_is_broken_at_training(form):
+  with pytest.raises(MediaError, match="broken_video: its frames change their shape"):
+    read_clip(growing_film(form), 16, frames=8, per_second=0, span=(0, np.inf), start=0)
+
+
+def test_a_film_is_judged_by_the_shape_in_which_it_is_seen():
+  file = io.BytesIO()
+  with av.open(file, "w", format="mp4") as container:
+    stream = container.add_stream("mpeg4", rate=10)
+    stream.width, stream.height, stream.codec_context.sample_aspect_ratio = 160, 64, Fraction(4, 3)
+    container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (160, 64)))))
+    container.mux(stream.encode(None))
+  assert cause_of(file.getvalue(), rules=PictureRules()) == "aspect_ratio"
+
+
 def test_a_huge_file_is_refused_unread():
   assert cause_of(bytes(256 * 2**20 + 1)) == "too_large"
