@@ -53,7 +53,7 @@ def read_clip(
   """
   index = read_index(encoded)
   times = index.times
-  begin, end = times[0] + span[0], times[0] + span[1]
+  begin, end = index.bounds(span)
   inside = times[(begin <= times) & (times < end)]
   if not len(inside):
     raise MediaError("empty_video", f"no frame between {span[0]:.2f} and {span[1]:.2f} s of {np.ptp(times):.2f} s")
@@ -128,6 +128,10 @@ class Index:
   times: np.ndarray
   entries: tuple[tuple[float, int], ...]
   pixel_aspect: float
+
+  def bounds(self, span: tuple[float, float]) -> tuple[float, float]:
+    """When a span begins and ends whose seconds are counted from the first frame."""
+    return self.times[0] + span[0], self.times[0] + span[1]
 
   def entry(self, time: float) -> int:
     """The last packet with which a decoder can begin and still show all frames of that second."""

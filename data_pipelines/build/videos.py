@@ -3,13 +3,15 @@
 import dataclasses
 
 import av
+import numpy as np
 from PIL import Image
 
 from data_pipelines.build.filters import PictureRules, check_size
-from data_pipelines.clips import open_video, pixel_aspect_of, square_width, upright
+from data_pipelines.clips import Index, open_video, pixel_aspect_of, read_index, second, square_width, upright
 from data_pipelines.media import MediaError
 
 MOST_BYTES = 256 * 2**20  # a record holds the whole file, and protocol buffers end at 2 GB
+AS_NEAR = 0.005  # seconds: containers round time stamps, and of two frames as near the first is to be the middle
 
 
 class VideoError(Exception):
@@ -31,7 +33,7 @@ class Video:
 def examine_video(
   data: bytes, clip: tuple[float, float | None] = (0.0, None), rules: PictureRules | None = None
 ) -> Video:
-  """Decodes a video to its end. A clip is in seconds; None: to the end.
+  """Decodes a video to its end. A clip is in seconds from its first frame; None: to the end.
 
   Raises VideoError: `broken_video` (no video, damaged, it ends before its header says, or its frames grow over 50
   megapixels on the way), `empty_video` (no frame, or none in the clip), `too_large` (in bytes, or over 50 megapixels a
@@ -47,28 +49,42 @@ def examine_video(
       cause = check_size(width, height, rules or PictureRules(1, float("inf")))
       if cause:
         raise VideoError(cause, f"{width} x {height} pixels")
-      return _decode(container, stream, clip)
+      index = read_index(data)
+      seconds = _seconds(index, stream)
+      wanted = _middle_time(index, (clip[0], float("inf") if clip[1] is None else clip[1]))
+      return Video(seconds, Image.fromarray(upright(_decode(container, stream, wanted), index.pixel_aspect)))
   except MediaError as error:
     raise VideoError(error.cause, error.detail) from error
 
 
-def _decode(container, stream, clip: tuple[float, float | None]) -> Video:
+def _seconds(index: Index, stream) -> float:
+  """How long a video lasts, its last frame as long as one does on average; sound that goes on does not count."""
   frame_seconds = float(1 / stream.average_rate) if stream.average_rate else 0.0
-  length = container.duration / av.time_base if container.duration else 0.0
-  wanted = (clip[0] + (clip[1] or length)) / 2
-  frames, end, middle, nearest = 0, 0.0, None, float("inf")
+  return float(np.ptp(index.times)) + frame_seconds
+
+
+def _middle_time(index: Index, clip: tuple[float, float]) -> float:
+  """When the frame is shown that is halfway between the first and the last of a clip."""
+  begin, end = index.bounds(clip)
+  inside = index.times[(begin <= index.times) & (index.times < end)]
+  if not len(inside):
+    raise VideoError("empty_video", f"no frame between {clip[0]} and {clip[1]} s of {np.ptp(index.times):.2f} s")
+  distances = np.abs(inside - (inside[0] + inside[-1]) / 2)
+  return inside[np.argmax(distances <= distances.min() + AS_NEAR)]
+
+
+def _decode(container, stream, wanted: float) -> av.VideoFrame:
+  """Decodes a video to its end; the frame that is shown nearest to a moment."""
+  frames, middle, nearest = 0, None, float("inf")
   for packet in container.demux(stream):
-    if packet.is_corrupt:  # cut off within a frame, which may still decode
-      raise VideoError("broken_video", f"it ends within a frame, after {frames} frames")
     for frame in packet.decode():
-      time = float(frame.time or 0)
       frames += 1
-      end = max(end, time + frame_seconds)
-      if clip[0] <= time < (clip[1] or float("inf")) and abs(time - wanted) < nearest:
-        middle, nearest = frame, abs(time - wanted)
+      distance = float("inf") if frame.pts is None else abs(second(frame.pts, stream) - wanted)
+      if distance < nearest:
+        middle, nearest = frame, distance
   # A file that was cut off decodes without complaint up to the cut. Not every container tells its number of frames.
   if frames < stream.frames:
     raise VideoError("broken_video", f"{frames} frames of {stream.frames}")
-  if not end or middle is None:
-    raise VideoError("empty_video", f"no frame between {clip[0]} and {clip[1] or end} s")
-  return Video(end, Image.fromarray(upright(middle, pixel_aspect_of(stream))))
+  if middle is None:
+    raise VideoError("broken_video", "none of its frames can be decoded")
+  return middle

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines.build import filters, videos
 from data_pipelines.build.filters import PictureRules
+from data_pipelines.build.fingerprints import perceptual_hash
 from data_pipelines.build.videos import VideoError, examine_video
 from data_pipelines.clips import read_clip
 from data_pipelines.media import MediaError
@@ -18,9 +19,12 @@ from data_pipelines.media import MediaError
 def encode():
   """Makes the bytes of a film in any container: frames of growing brightness at the given times, in 1/100 s."""
 
-  def make(form: str, codec: str, times: list[int], size: tuple[int, int] = (96, 64)) -> bytes:
+  def make(
+    form: str, codec: str, times: list[int], size: tuple[int, int] = (96, 64), seconds_of_sound: float = 0
+  ) -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
+      sound = container.add_stream("aac", rate=48000, layout="mono") if seconds_of_sound else None
       stream = container.add_stream(codec, rate=25)
       stream.width, stream.height = size
       stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 100 if form != "avi" else 25)
@@ -29,6 +33,11 @@ def encode():
         frame.pts = time if form != "avi" else at
         container.mux(stream.encode(frame))
       container.mux(stream.encode(None))
+      for start in range(0, int(48000 * seconds_of_sound), 1024):
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.pts, silence.sample_rate = start, 48000
+        container.mux(sound.encode(silence))
+      container.mux(sound.encode(None) if sound else [])
     return file.getvalue()
 
   return make
@@ -121,8 +130,28 @@ def test_a_clip_must_hold_a_frame(encode):
 def test_the_middle_is_that_of_the_clip(encode):
   """Frames grow brighter, so a frame's brightness tells its time."""
   data = encode("mp4", "mpeg4", EVEN)
-  shades = [np.asarray(examine_video(data, clip).middle).mean() for clip in ((0, None), (0, 1), (1, 2))]
-  assert shades == pytest.approx([120, 70, 170], abs=6)
+  clips = ((0, None), (0, 1), (1, 2), (1, 100))
+  shades = [np.asarray(examine_video(data, clip).middle).mean() for clip in clips]
+  assert shades == pytest.approx([120, 70, 170, 170], abs=6)
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska"])
+@pytest.mark.parametrize("clip", [(0, None), (1, 2), (1.5, 100)])
+def test_sound_that_goes_on_changes_neither_seconds_nor_middle(encode, form, clip):
+  silent = examine_video(encode(form, "mpeg4", EVEN), clip)
+  loud = examine_video(encode(form, "mpeg4", EVEN, seconds_of_sound=9), clip)
+  assert loud.seconds == pytest.approx(silent.seconds, abs=0.01) == pytest.approx(2.0, abs=0.05)
+  assert perceptual_hash(loud.middle) == perceptual_hash(silent.middle)
+  np.testing.assert_array_equal(loud.middle, silent.middle)
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mp4", "mpeg4"), ("matroska", "mpeg4"), ("webm", "libvpx")])
+@pytest.mark.parametrize("clip", [(0, None), (1, 2)])
+def test_seconds_are_counted_from_the_first_frame(encode, form, codec, clip):
+  early = examine_video(encode(form, codec, EVEN), clip)
+  late = examine_video(encode(form, codec, [1000 + time for time in EVEN]), clip)
+  assert late.seconds == pytest.approx(early.seconds) == pytest.approx(2.0, abs=0.05)
+  np.testing.assert_array_equal(late.middle, early.middle)
 
 
 @pytest.mark.parametrize(
