@@ -12,6 +12,8 @@ from PIL import Image
 
 from data_pipelines.build.candidates import Judgement
 from data_pipelines.build.inputs import Part, Source, read_part
+from data_pipelines.build.interleaving import Fault
+from data_pipelines.build.readers.clips import clip
 from data_pipelines.build.settings import BuildSettings, Columns
 
 
@@ -59,6 +61,32 @@ def test_tables_of_videos_may_call_their_fields_anything(built, root, video, for
     pyarrow.parquet.write_table(table, root / "films.parquet")
   _, [example] = built("videos", root, columns=Columns(video="film", text="says"))
   assert (example.texts[1], example.clip_end, example.media[0]) == ("A cat", 0.5, video(1))
+
+
+def test_videos_are_read_as_hugging_face_writes_them(built, root, video):
+  (root / "films" / "a.mp4").write_bytes(video(1))
+  rows = [
+    {"video": {"bytes": None, "path": "films/a.mp4"}, "caption": "A cat"},
+    {"video": {"bytes": video(2), "path": "elsewhere.mp4"}, "caption": "A dog"},
+  ]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), root / "films.parquet")
+  _, examples = built("videos", root)
+  assert [(example.texts[1], example.media[0]) for example in examples] == [("A cat", video(1)), ("A dog", video(2))]
+
+
+@pytest.mark.parametrize(
+  ("row", "wanted"),
+  [
+    ({"video": {"path": None}, "caption": "A film"}, "video"),
+    ({"video": 3, "caption": "A film"}, "video"),
+    ({"video": {"path": "a.mp4"}, "caption": 3}, "caption"),
+  ],
+)
+def test_the_field_that_is_lacking_is_named(root, row, wanted):
+  source = Source(root, BuildSettings("videos", str(root), "mine"), lambda name: None)
+  assert clip("row 0", row, source, root) == Fault(
+    "bad_document", "row 0", f"no {wanted} among its fields video, caption"
+  )
 
 
 def test_a_webdataset_sample_is_a_video(built, root, video):

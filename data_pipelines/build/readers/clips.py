@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Iterator
 
 from data_pipelines.build.inputs import Part, Source
-from data_pipelines.build.interleaving import Document, Fault, Medium
-from data_pipelines.build.readers.fields import TEXT_FIELDS, first_field, license_field, named_medium, text_field
+from data_pipelines.build.interleaving import Document, Fault
+from data_pipelines.build.readers.fields import TEXT_FIELDS, first_field, license_field, medium_of, text_field
 from data_pipelines.build.readers.rows import Row, read_rows, split
 
 __all__ = ["read", "split"]
@@ -25,10 +25,10 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
 
 def clip(name: str, row: Row, source: Source, folder: pathlib.Path) -> Document | Fault:
   columns = source.settings.columns
-  video = first_field(row, (columns.video,) if columns.video else VIDEO_FIELDS)
+  medium = medium_of(first_field(row, (columns.video,) if columns.video else VIDEO_FIELDS), folder, source)
   caption = text_field(row, (columns.text,) if columns.text else TEXT_FIELDS)
-  if not isinstance(video, str | bytes) or not video or not caption:
-    wanted = "caption" if video else "video"
+  if medium is None or not caption:
+    wanted = "video" if medium is None else "caption"
     return Fault("bad_document", name, f"no {wanted} among its fields {', '.join(map(str, row))}"[:400])
   try:
     start, end = (_seconds(first_field(row, names)) for names in (START_FIELDS, END_FIELDS))
@@ -37,7 +37,6 @@ def clip(name: str, row: Row, source: Source, folder: pathlib.Path) -> Document 
   start = start or 0.0
   if not (start >= 0 and (end is None or start < end < float("inf"))):
     return Fault("bad_document", name, f"from {start} s to {end} s is no span of time")
-  medium = Medium(video) if isinstance(video, bytes) else named_medium(video, folder, source)
   return Document((medium, caption), name, license_field(row, columns.license), (start, end))
 
 

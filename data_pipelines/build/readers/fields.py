@@ -1,4 +1,4 @@
-"""The fields of a row or a sample that name a picture, its text and its terms, whatever a data set calls them."""
+"""The fields of a row or a sample that name a medium, its text and its terms, whatever a data set calls them."""
 
 import base64
 import dataclasses
@@ -56,7 +56,7 @@ def medium_of(value: Any, folder: pathlib.Path, source: Source, url: str = "") -
     source: of the build.
     url: of the medium, if it is known.
   """
-  if isinstance(value, Mapping):  # as Hugging Face keeps a picture
+  if isinstance(value, Mapping):  # as Hugging Face keeps a picture or a video
     value = value.get("bytes") or value.get("path")
   if isinstance(value, bytes) and value:
     return Medium(value, url)
