@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
+import grpc
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
@@ -34,6 +35,7 @@ from flamingo_jax.errors import UserError
 
 DIRECT_RUNNER = "DirectRunner"
 ERRORS_FILE = "errors.jsonl"
+LONGEST_CALL = 10  # seconds until a job server must have answered
 
 
 def build(
@@ -63,8 +65,9 @@ def build(
   if (output / MANIFEST).exists():
     return _complete(settings, output)
   try:
+    planned = _pipeline(runner, workers, pipeline_options)
     begun = open_plan(settings, output)
-    with _pipeline(runner, workers, pipeline_options) as pipeline:
+    with planned as pipeline:
       describe(pipeline, begun, most_errors, score)
     refuse_errors(_tally(begun), most_errors)
     return _finish(begun)
@@ -163,7 +166,9 @@ def _shard(grouped: tuple[int, dict[str, Iterable]], checked: Iterable[bool], pl
 def _pipeline(runner: str, workers: int, more: Sequence[str]) -> beam.Pipeline:
   if runner != DIRECT_RUNNER:
     try:
-      return beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *more]))
+      options = PipelineOptions([f"--runner={runner}", *more])
+      _call(options.view_as(PortableOptions).job_endpoint)
+      return beam.Pipeline(options=options)
     except (ValueError, ImportError) as error:
       raise UserError(f"--runner={runner}: {error}") from error
   # By its own name, and not as the DirectRunner, which may hand the job to Prism and fetch that from the network.
@@ -172,6 +177,17 @@ def _pipeline(runner: str, workers: int, more: Sequence[str]) -> beam.Pipeline:
     return beam.Pipeline(runner=FnApiRunner(), options=options)
   command = f"exec {shlex.quote(sys.executable)} -m data_pipelines.build.worker"
   return beam.Pipeline(runner=FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
+
+
+def _call(endpoint: str | None) -> None:
+  """Raises UserError when no job server answers at an address: Beam would wait for it without a word."""
+  if not endpoint or endpoint == "embed":  # Beam's word for a server of its own
+    return
+  with grpc.insecure_channel(endpoint) as channel:
+    try:
+      grpc.channel_ready_future(channel).result(LONGEST_CALL)
+    except grpc.FutureTimeoutError as error:
+      raise UserError(f"--job_endpoint={endpoint}: no job server answers there. Start it first.") from error
 
 
 def _finish(begun: Begun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import shutil
+import socket
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from array_record.python import array_record_module as array_record
 from PIL import Image
 
-from data_pipelines.build import shard_files
+from data_pipelines.build import job, shard_files
 from data_pipelines.build.job import build
 from data_pipelines.build.plan import WORK, open_plan
 from data_pipelines.build.progress import count_parts
@@ -362,3 +363,14 @@ def test_what_is_wrong_is_said(root, tmp_path, change, message):
 def test_a_runner_that_does_not_exist_is_named(root, tmp_path):
   with pytest.raises(UserError, match=r"--runner=Nobody: .*DirectRunner"):
     build(settings_of(root), tmp_path / "out", runner="Nobody")
+
+
+def test_a_job_server_that_does_not_answer_is_named_before_anything_is_written(root, tmp_path, monkeypatch):
+  monkeypatch.setattr(job, "LONGEST_CALL", 0.2)
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  options = [f"--job_endpoint={address}", "--environment_type=LOOPBACK"]
+  with pytest.raises(UserError, match=f"--job_endpoint={address}: no job server answers there"):
+    build(settings_of(root), tmp_path / "out", runner="PortableRunner", pipeline_options=options)
+  assert not (tmp_path / "out").exists()
