@@ -52,7 +52,8 @@ def examine_video(
       index = read_index(data)
       seconds = _seconds(index, stream)
       wanted = _middle_time(index, (clip[0], float("inf") if clip[1] is None else clip[1]))
-      return Video(seconds, Image.fromarray(upright(_decode(container, stream, wanted), index.pixel_aspect)))
+      middle = _decode(container, stream, wanted, seconds)
+      return Video(seconds, Image.fromarray(upright(middle, index.pixel_aspect)))
   except MediaError as error:
     raise VideoError(error.cause, error.detail) from error
 
@@ -73,8 +74,8 @@ def _middle_time(index: Index, clip: tuple[float, float]) -> float:
   return inside[np.argmax(distances <= distances.min() + AS_NEAR)]
 
 
-def _decode(container, stream, wanted: float) -> av.VideoFrame:
-  """Decodes a video to its end; the frame that is shown nearest to a moment."""
+def _decode(container, stream, wanted: float, seconds: float) -> av.VideoFrame:
+  """Decodes a video of so many seconds to its end; the frame that is shown nearest to a moment."""
   frames, middle, nearest = 0, None, float("inf")
   for packet in container.demux(stream):
     for frame in packet.decode():
@@ -83,8 +84,13 @@ def _decode(container, stream, wanted: float) -> av.VideoFrame:
       if distance < nearest:
         middle, nearest = frame, distance
   # A file that was cut off decodes without complaint up to the cut. Not every container tells its number of frames.
-  if frames < stream.frames:
+  if frames < stream.frames and seconds < _told_seconds(stream) * (1 - 0.5 / stream.frames):
     raise VideoError("broken_video", f"{frames} frames of {stream.frames}")
   if middle is None:
     raise VideoError("broken_video", "none of its frames can be decoded")
   return middle
+
+
+def _told_seconds(stream) -> float:
+  """How long a video is by its header, which counts, as its number of frames does not, only what a trim has left."""
+  return float("inf") if stream.duration is None else float(stream.duration * stream.time_base)

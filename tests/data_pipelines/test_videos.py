@@ -101,6 +101,13 @@ def test_frames_may_come_at_any_rate(encode, form, codec):
   assert examine_video(encode(form, codec, uneven)).seconds == pytest.approx(1.9, abs=0.4)
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_film_that_was_trimmed_at_its_beginning_is_whole(encode, codec):
+  video = examine_video(encode("mp4", codec, [time - 48 for time in EVEN]))  # the first 12 frames are not to be shown
+  assert video.seconds == pytest.approx(38 / 25, abs=0.05)
+  assert np.asarray(video.middle).mean() == pytest.approx(20 + 200 * 31 / 50, abs=8)
+
+
 def test_sound_alone_is_no_film():
   file = io.BytesIO()
   with av.open(file, "w", format="mp4") as container:
