@@ -167,12 +167,12 @@ def make_page(writer: Writer, uploads: pathlib.Path) -> gr.Blocks:
         written = gr.HTML(rendered("answer"), apply_default_css=False, elem_id="answer")
         sight = gr.HTML(rendered("sight", prompt=None), apply_default_css=False, elem_id="sight")
         gr.HTML(rendered("gates", **gate_rows(writer.gates)), apply_default_css=False, elem_id="gates")
+    for on in (start.click, prompt.submit):  # first: Gradio calls what comes second when the answer has ended
+      on(None, js=SHOW_ANSWER)
     events = [
       on(answer, [prompt, *settings], [written, sight], show_progress="hidden", api_visibility="private")
       for on in (start.click, prompt.submit)
     ]
-    for on in (start.click, prompt.submit):
-      on(None, js=SHOW_ANSWER)
     stop.click(None, js=STOPPED, cancels=events)
   return page.queue(max_size=32)
 

@@ -274,6 +274,9 @@ def test_writing_is_stopped_and_begun_again(opened, files):
   expect(page.locator(".answer.writing .status")).to_have_text(re.compile(r"^\d+ tokens\.$"), timeout=90_000)
   page.locator("#stop").click()
   expect(page.locator(".answer.done .status")).to_contain_text("Stopped.", timeout=60_000)
+  page.wait_for_timeout(1000)  # in which what Gradio does after an answer is done
+  page.evaluate("document.querySelector('.answer').className = 'answer writing'")  # as a late word would show it
+  expect(page.locator(".answer.done .status")).to_contain_text("Stopped.")
   page.get_by_label("Greedy").check()
   assert written(page) != ""
 
