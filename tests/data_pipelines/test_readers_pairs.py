@@ -339,6 +339,37 @@ def test_coco_has_a_pair_for_each_annotation(built, root, picture):
   assert manifest["errors"]["bad_document"]["count"] == 1
 
 
+def write_coco(path, caption: str, file_name: str = "1.png") -> None:
+  images, annotations = [dict(id=1, file_name=file_name)], [dict(image_id=1, caption=caption)]
+  path.write_text(json.dumps(dict(images=images, annotations=annotations)))
+
+
+@pytest.mark.parametrize("folders", [("train", "val"), ("train2017", "val2017")])
+def test_coco_pictures_of_one_name_are_those_of_the_folder_that_the_json_names(built, root, picture, folders):
+  (root / "annotations").mkdir()
+  for number, folder in enumerate(folders):
+    (root / folder).mkdir()
+    (root / folder / "1.png").write_bytes(picture(number))
+    write_coco(root / "annotations" / f"captions_{folder}.json", f"one of {folder}")
+  _, examples = built("pairs", root)
+  assert [(example.texts[1], example.media[0]) for example in examples] == [
+    (f"one of {folder}", picture(number)) for number, folder in enumerate(folders)
+  ]
+
+
+def test_coco_pictures_of_one_name_that_no_json_tells_apart_are_ambiguous(built, root, picture):
+  for number, folder in enumerate(["a", "b", "c"]):
+    (root / folder).mkdir()
+    (root / folder / "1.png").write_bytes(picture(number))
+    (root / folder / "2.png").write_bytes(picture(2))  # the same everywhere
+  write_coco(root / "captions.json", "the first", "1.png")
+  write_coco(root / "others.json", "the second", "2.png")
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["the second"]
+  [error] = manifest["errors"]["bad_document"]["records"]
+  assert error["detail"] == "1.png is ambiguous: a/1.png and b/1.png and c/1.png are different files"
+
+
 # TFDS
 
 
