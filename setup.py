@@ -20,6 +20,7 @@ extras = {
     "pillow>=10",
     "simplejpeg>=1.7",
     "tokenizers>=0.19",
+    "webencodings>=0.6",
   ],
   "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],
   "gguf": ["gguf>=0.10"],

@@ -1,7 +1,17 @@
 """Which extra of the package brings a module that is not installed."""
 
 EXTRAS = {
-  "data": ("array_record", "av", "cv2", "lxml", "simplejpeg", "tensorflow", "tensorflow_datasets", "tokenizers"),
+  "data": (
+    "array_record",
+    "av",
+    "cv2",
+    "lxml",
+    "simplejpeg",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tokenizers",
+    "webencodings",
+  ),
   "build": ("apache_beam", "fastwarc", "imagehash", "py3langid", "pyarrow", "sentencepiece"),
   "demo": ("anyio", "gradio", "starlette"),
   "gguf": ("gguf",),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import lxml.etree
 import lxml.html
+import webencodings
 
 # What a reader skips: it is not content, or the same on every page.
 # fmt: off
@@ -36,12 +37,10 @@ CONTENT = frozenset(["article", "body", "html", "main"])
 LINKS = 3  # a list of fewer links may be content, whatever its share of them
 DECLARED_WITHIN = 4096  # bytes in which a page must name its encoding
 LARGEST_PAGE = 64 * 2**20  # bytes; parsed, a page takes some ten times as much
-# Codecs of Python's that are for the names of hosts, and take the square of a page's length.
-_SLOW = ("idna", "punycode")
 _DECLARED = re.compile(
   rb"""<\?xml[^>]*\bencoding\s*=\s*["']([\w.:-]+)|<meta[^>]*\bcharset\s*=\s*["']?([\w.:-]+)""", re.I
 )
-_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16le"), (codecs.BOM_UTF16_BE, "utf-16be"))
 
 
 class BrokenPage(Exception):
@@ -98,18 +97,18 @@ def read_page(page: bytes, charset: str | None = None, most_linked: float = 1.0)
 def decode(page: bytes, charset: str | None = None) -> str:
   """The text of a page in the encoding of its byte order mark, of `charset`, that it declares, or else UTF-8.
 
+  Names of encodings mean what browsers take them for (WHATWG): iso-8859-1 is windows-1252, gb2312 is GBK.
+
   Raises BrokenPage when it is not text in that encoding.
   """
   for mark, encoding in _MARKS:
     if page.startswith(mark):
       page, charset = page[len(mark) :], encoding
-  declared = _DECLARED.search(page[:DECLARED_WITHIN])
-  encoding = charset or (declared and (declared[1] or declared[2]).decode()) or "utf-8"
   try:
-    if codecs.lookup(encoding).name in _SLOW:
-      raise LookupError(f"{encoding} is no encoding of pages")
-    text = page.decode(encoding)
-  except (ValueError, LookupError, TypeError) as error:  # TypeError: a codec that does not make text, such as hex
+    encoding = _encoding(charset) if charset else _declared_encoding(page)
+    errors = _OPEN_BYTES if encoding.name.startswith("windows-") else "strict"
+    text, _ = encoding.codec_info.decode(page, errors)
+  except (ValueError, LookupError) as error:
     raise BrokenPage(str(error)) from error
   if "\0" in text:
     raise BrokenPage("a NUL byte: this is not text")
@@ -139,6 +138,32 @@ def cut_link_lists(content: lxml.html.HtmlElement, most_linked: float) -> None:
 
 
 _LISTS = frozenset(["dl", "div", "ol", "p", "section", "table", "tr", "ul"])
+
+
+def _declared_encoding(page: bytes) -> webencodings.Encoding:
+  declared = _DECLARED.search(page[:DECLARED_WITHIN])
+  encoding = _encoding((declared[1] or declared[2]).decode() if declared else "utf-8")
+  # Whoever could read that it is UTF-16 has read ASCII.
+  return webencodings.UTF8 if encoding.name.startswith("utf-16") else encoding
+
+
+def _encoding(label: str) -> webencodings.Encoding:
+  """What a label means, in a browser's spelling or Python's. Raises LookupError when it names no encoding of pages."""
+  encoding = webencodings.lookup(label) or webencodings.lookup(codecs.lookup(label).name)
+  if encoding is None or encoding.name == "replacement":  # which browsers refuse to read
+    raise LookupError(f"{label} is no encoding of pages")
+  return encoding
+
+
+def _as_control(error: UnicodeError) -> tuple[str, int]:
+  """A byte that a code page leaves open is the control character of its number, to browsers, and later dropped."""
+  if not isinstance(error, UnicodeDecodeError) or error.object[error.start] > 0x9F:
+    raise error
+  return chr(error.object[error.start]), error.start + 1
+
+
+_OPEN_BYTES = "flamingo_jax.open_bytes"
+codecs.register_error(_OPEN_BYTES, _as_control)
 
 
 def _first(tree: lxml.html.HtmlElement, path: str) -> str:

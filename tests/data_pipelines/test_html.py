@@ -95,7 +95,42 @@ def test_a_page_is_decoded_as_it_says(data, charset):
 
 
 @pytest.mark.parametrize(
-  ("data", "charset"), [(b"\xff\xff", None), (b"a\0b", None), (b"a", "no-such"), (b"6162", "hex"), (b"\xe9", "utf-8")]
+  ("label", "data", "expected"),
+  [
+    ("iso-8859-1", b"\x93It\x92s\x94 \x96 5 \x80 \x85 caf\xe9", "“It\u2019s” \u2013 5 € … café"),
+    ("latin1", b"\x93caf\xe9\x94", "“café”"),
+    ("us-ascii", b"\x93caf\xe9\x94", "“café”"),
+    ("ISO-8859-9", b"\x93\xfd\x94", "“\u0131”"),
+    ("windows-1252", b"a \x81 b", "a \x81 b"),  # WHATWG: the control character, which no text keeps
+    ("gb2312", b"\xd6\xec\xe9F\xbb\xf9", "朱镕基"),  # its second letter is in GBK alone
+    ("shift_jis", b"\x87@ \x8a\x94\x8e\xae\x89\xef\x8e\xd0\x87\x8a", "① 株式会社㈱"),
+    ("x-sjis", b"\x93\xfa\x96{", "日本"),
+    ("ks_c_5601-1987", b"\x8cc\xb9\xe6", "똠방"),
+  ],
+)
+def test_labels_mean_what_browsers_take_them_for(label, data, expected):
+  assert decode(data, label) == expected
+  assert decode(f'<meta charset="{label}">'.encode() + data).endswith(f">{expected}")
+
+
+def test_a_page_that_says_in_ascii_to_be_utf_16_is_utf_8():
+  assert decode('<meta charset="utf-16">é'.encode()).endswith("é")
+  assert decode('<meta http-equiv="Content-Type" content="text/html; charset=UTF-16LE">é'.encode()).endswith("é")
+  assert decode("é".encode("utf-16-le"), "utf-16") == "é"
+
+
+@pytest.mark.parametrize(
+  ("data", "charset"),
+  [
+    (b"\xff\xff", None),
+    (b"a\0b", None),
+    (b"a", "no-such"),
+    (b"6162", "hex"),
+    (b"\xe9", "utf-8"),
+    (b"a", "idna"),
+    (b"a", "hz-gb-2312"),
+    (b"\xd2", "windows-1253"),
+  ],
 )
 def test_what_is_no_text_is_a_broken_page(data, charset):
   with pytest.raises(BrokenPage):
