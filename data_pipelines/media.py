@@ -141,6 +141,11 @@ def check_pixels(width: int, height: int) -> None:
     raise MediaError("too_large", f"{width} x {height} pixels; at most {Image.MAX_IMAGE_PIXELS} are decoded")
 
 
+def picture_format(image: Image.Image) -> str | None:
+  """The format of an opened file, of FORMATS if it is read; a JPEG with more pictures behind its first is a JPEG."""
+  return "JPEG" if image.format == "MPO" else image.format
+
+
 def flatten(image: Image.Image) -> Image.Image:
   """RGB; what is transparent shows white, as on a page."""
   if image.mode.startswith("I"):  # 16 bits a pixel, of which Pillow would show all above 255 as white

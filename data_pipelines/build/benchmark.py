@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipelines.build.files import write_whole
-from data_pipelines.media import DECODE_ERRORS, FORMATS
+from data_pipelines.media import DECODE_ERRORS, FORMATS, picture_format
 from data_pipelines.schema import parse
 from data_pipelines.sequences import pair_text
 from data_pipelines.shards import Shards, open_shards
@@ -118,7 +118,8 @@ def _suffix(encoded: bytes, shards: Shards, index: int) -> str:
   """How a file of these bytes is called, by their content."""
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-      return SUFFIXES.get(picture.format, f".{picture.format.lower()}")
+      form = picture_format(picture)
+      return SUFFIXES.get(form, f".{form.lower()}")
   except DECODE_ERRORS as error:
     path, record = shards.where(index)
     raise UserError(f"{path}:{record} shows no picture ({error}). Build the stream again.") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-from data_pipelines.media import DECODE_ERRORS, FORMATS
+from data_pipelines.media import DECODE_ERRORS, FORMATS, picture_format
 
 MOST_PIXELS = 50_000_000  # a decoded picture takes three or four bytes for each
 TRACKING_PIXEL = 3  # a picture of no more pixels a side is there to be fetched, not to be seen
@@ -46,7 +46,7 @@ def judge_picture(
   """
   try:
     with _opened(data) as picture:
-      if picture.format not in FORMATS:
+      if picture_format(picture) not in FORMATS:
         return "unsupported_format", None
       cause = check_size(*picture.size, rules) or _check_pixels(picture)
       return cause, look(picture) if look and not cause else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.media import DECODE_ERRORS, FORMATS, MediaError
+from data_pipelines.media import DECODE_ERRORS, FORMATS, MediaError, picture_format
 from data_pipelines.schema import Example
 from data_pipelines.sequences import Row, document, windows
 from data_pipelines.stream import Stream, TextDraw
@@ -232,6 +232,6 @@ def file_format(encoded: bytes) -> str:
   """As "PNG 320 x 240"; of what is no picture, "file"."""
   try:
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
-      return f"{picture.format} {picture.width} x {picture.height}"
+      return f"{picture_format(picture)} {picture.width} x {picture.height}"
   except (*DECODE_ERRORS, Image.DecompressionBombError):
     return "file"

@@ -27,6 +27,15 @@ def picture():
 
 
 @pytest.fixture(scope="session")
+def phone_picture(picture):
+  """The bytes of a JPEG with a second picture behind it, as phones write it."""
+  first, second = (Image.open(io.BytesIO(picture(seed))) for seed in (100, 101))
+  file = io.BytesIO()
+  first.save(file, "MPO", save_all=True, append_images=[second])
+  return file.getvalue()
+
+
+@pytest.fixture(scope="session")
 def encode_film(tmp_path_factory):
   """Makes the bytes of an MP4 of the given pictures, 10 a second."""
 

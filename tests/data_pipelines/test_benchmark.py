@@ -73,6 +73,13 @@ def test_a_file_is_called_by_what_it_is(captions, tmp_path, picture):
   assert [suffixes[f"Figure {number}"] for number in range(5)] == list(FORMATS.values())
 
 
+def test_a_jpeg_with_a_second_picture_behind_it_is_called_a_jpeg(tmp_path, phone_picture):
+  write_shards(tmp_path / "captions" / "train", [Example(("", "A phone's"), (phone_picture,), "x", "")], {})
+  write_benchmark(tmp_path / "captions", tmp_path / "out", ["train"])
+  [row] = annotations(tmp_path / "out")
+  assert pathlib.Path(row["image"]).suffix == ".jpg"
+
+
 def test_of_eight_candidates_the_pictures_own_stands_at_its_label_and_none_of_the_others_is_its_own(captions, tmp_path):
   write_benchmark(captions, tmp_path / "out", SPLITS)
   rows = annotations(tmp_path / "out")

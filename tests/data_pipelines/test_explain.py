@@ -64,6 +64,11 @@ def test_a_page_is_explained_by_the_rules_of_the_paper(
       assert medium.readers[name] == (0 if medium.slot is None else readers.count(medium.slot))
 
 
+def test_a_jpeg_with_a_second_picture_behind_it_is_called_a_jpeg(stream, phone_picture):
+  [medium] = explain_all(stream([Example(("a", "b"), (phone_picture,), "x", "")]), 0, 0.0).media
+  assert medium.format.startswith("JPEG 80 x 70, ") and not medium.broken
+
+
 def test_a_page_that_a_person_can_check(stream, picture):
   explained = explain_all(stream([page(["ab", "c", "", "d"], picture)], length=20), 0, 0.0)
   assert explained.pieces == (BOS, "a", "b", EOC, IMAGE, "c", EOC, IMAGE, "d", EOC)

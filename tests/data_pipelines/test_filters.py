@@ -27,6 +27,10 @@ def test_ordinary_pictures_are_kept(picture, format):
   assert check_picture(picture(format=format)) is None
 
 
+def test_a_jpeg_with_a_second_picture_behind_it_is_kept(phone_picture):
+  assert phone_picture.startswith(b"\xff\xd8\xff") and check_picture(phone_picture) is None
+
+
 @pytest.mark.parametrize(
   ("width", "height", "cause"),
   [

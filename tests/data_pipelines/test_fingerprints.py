@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -91,6 +92,12 @@ def test_every_file_of_a_folder_is_tried_whatever_its_name(tmp_path):
   (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
   (folder / "empty").touch()
   assert list(folder_hashes(tmp_path)) == sorted(perceptual_hash(blurred(number)) for number in range(3))
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_has_the_hash_of_its_first(tmp_path, phone_picture):
+  (tmp_path / "phone.jpg").write_bytes(phone_picture)
+  first = simplejpeg.decode_jpeg(phone_picture)  # which knows of no second one
+  assert [distance(int(hash), perceptual_hash(Image.fromarray(first))) for hash in folder_hashes(tmp_path)] == [0]
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path):
