@@ -6,6 +6,7 @@ that one goes too.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,12 +24,14 @@ class Fingerprint:
     part, record: which document.
     medium: which of its media; -1: the document as a whole.
     perceptual: the medium's hash, or 0.
+    page: of a page's medium, what its copies have in common.
   """
 
   part: int
   record: int
   medium: int = -1
   perceptual: int = 0
+  page: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +53,19 @@ def fingerprints(
       if settings.duplicates != "keep":
         yield from _pair_fingerprints(part, record, entry, hashes[0], settings)
       continue
+    page = _page_digest(entry)
     if settings.duplicates != "keep":
-      media = " ".join(medium["sha256"] for medium in entry["media"])
-      yield ("page", f"{entry['text']} {media}"), Fingerprint(part, record)
+      yield ("page", page), Fingerprint(part, record)
     if settings.most_repeats:
       for number, hash in enumerate(hashes):
-        yield ("picture", f"{hash:016x}"), Fingerprint(part, record, number, hash)
+        yield ("picture", f"{hash:016x}"), Fingerprint(part, record, number, hash, page)
 
 
 def drops(group: Group, members: Iterable[Fingerprint], settings: BuildSettings) -> Iterator[tuple[int, Drop]]:
   """(part, what goes) among those that share a key."""
   members = sorted(members)
   if group[0] == "picture":
-    if len({(member.part, member.record) for member in members}) > settings.most_repeats:
+    if len({member.page for member in members}) > settings.most_repeats:
       for member in members:
         yield member.part, Drop(member.record, member.medium, "repeated")
   else:
@@ -77,6 +80,12 @@ def later_ones(members: list[Fingerprint], bits: int) -> Iterator[Fingerprint]:
     if member.perceptual in known or any(distance(member.perceptual, other) <= bits for other in known):
       yield member
     known[member.perceptual] = None
+
+
+def _page_digest(entry: dict[str, Any]) -> str:
+  """SHA-256, in hex, of a page's text and pictures."""
+  digests = [entry["text"], *(medium["sha256"] for medium in entry["media"])]
+  return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _pair_fingerprints(

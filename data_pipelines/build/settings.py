@@ -38,7 +38,7 @@ class BuildSettings:
     most_linked: blocks of a page are boilerplate if links hold a larger share of their text.
     fewest_pictures: that a page must have, after all filters.
     most_pictures: of a page; one with more is dropped. 0: any number.
-    most_repeats: pages that may show a picture; one that more of them show is dropped everywhere. 0: any number.
+    most_repeats: pages, copies aside, that may show a picture; one that more show is dropped everywhere. 0: any number.
     minimum_similarity: of a picture to its text, where the source or a model says it. None: whatever it is.
     similarity_model: the work directory of that model, or "".
     evaluation_images: a folder of pictures; whatever looks like one of them is dropped. Or "".

@@ -42,6 +42,20 @@ def test_pictures_on_too_many_pages_go_everywhere():
   assert dropped(parts, "pages", most_repeats=0) == set()
 
 
+def test_of_a_page_that_has_more_copies_than_a_picture_may_have_pages_one_stays():
+  copies = [[entry(7, 8) for _ in range(3)] for _ in range(2)]
+  assert dropped(copies, "pages", most_repeats=3) == {
+    (part, record, -1, "duplicate") for part in range(2) for record in range(3) if (part, record) != (0, 0)
+  }
+
+
+def test_copies_of_a_page_count_once_among_the_pages_that_show_a_picture():
+  parts = [[entry(7, text=text) for text in "aaabbc"]]
+  assert not {cause for *_, cause in dropped(parts, "pages", most_repeats=3)} & {"repeated"}
+  found = dropped(parts, "pages", most_repeats=2)
+  assert {drop for drop in found if drop[3] == "repeated"} == {(0, record, 0, "repeated") for record in range(6)}
+
+
 @pytest.mark.parametrize(
   ("duplicates", "expected"),
   [("drop", {(0, 1), (1, 0)}), ("pictures", {(0, 1), (0, 2), (1, 0)}), ("keep", set())],

@@ -58,7 +58,7 @@ def root(tmp_path):
 
 
 def settings_of(root, **settings) -> BuildSettings:
-  return BuildSettings("pages", str(root), "mine", **{"documents_per_shard": 4, "most_repeats": 11, **settings})
+  return BuildSettings("pages", str(root), "mine", **{"documents_per_shard": 4, "most_repeats": 10, **settings})
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
@@ -186,7 +186,7 @@ def test_pages_go_for_too_few_or_too_many_pictures(built, tmp_path):
 
 def test_pages_that_lose_pictures_to_others_are_judged_again(built, root):
   (root / "two.html").write_text('Two pictures:<img src="10.jpg">and<img src="11.jpg">of its own.')
-  manifest, [example] = built("pages", root, most_repeats=11, fewest_pictures=2)
+  manifest, [example] = built("pages", root, most_repeats=10, fewest_pictures=2)
   assert example.source == "mine/two.html"
   assert manifest["dropped"]["documents"] == {"few_pictures": 11, "duplicate": 1}
 
