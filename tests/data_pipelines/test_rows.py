@@ -2,6 +2,7 @@ import csv
 import itertools
 import json
 import random
+import zipfile
 
 import pyarrow
 import pyarrow.parquet
@@ -57,6 +58,33 @@ def test_a_file_without_rows_has_none(tmp_path, form):
   else:
     path.write_text("" if form == "jsonl" else "a,b\n")
   assert [row for start, stop in split(path, 5) for row in read_rows(path, start, stop)] == []
+
+
+def test_all_json_lines_of_a_zip_are_read_and_named_by_their_file(tmp_path):
+  path = tmp_path / "rows.jsonl.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.mkdir("deep.jsonl")
+    archive.writestr("README.txt", "no rows")
+    archive.writestr("deep.jsonl/b.JSONL", '{"a": 1}\n{"a": 2}\n')
+    archive.writestr("__MACOSX/._c.jsonl", b"\0\5\x16\7")
+    archive.writestr("c.jsonl", '{"a": 3}\n[]\n')
+  [(start, stop)] = split(path, 1)
+  *rows, fault = read_rows(path, start, stop)
+  assert rows == [
+    ("deep.jsonl/b.JSONL, byte 0", {"a": 1}),
+    ("deep.jsonl/b.JSONL, byte 9", {"a": 2}),
+    ("c.jsonl, byte 0", {"a": 3}),
+  ]
+  assert (fault.cause, fault.name) == ("bad_document", "rows.jsonl.zip, c.jsonl, byte 9")
+
+
+def test_a_zip_without_json_lines_is_named_with_what_it_has(tmp_path):
+  path = tmp_path / "rows.jsonl.zip"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("rows.csv", "a\n1\n")
+    archive.writestr("notes.txt", "no rows")
+  [fault] = read_rows(path, 0, 0)
+  assert fault == Fault("broken_file", "rows.jsonl.zip", "no .jsonl file is in it, but rows.csv, notes.txt")
 
 
 STRAY = [  # as lines of a tab-separated file, with how the text reads

@@ -87,13 +87,13 @@ def _parquet_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[s
 
 
 def _json_rows(path: pathlib.Path, start: int, stop: int) -> Iterator[tuple[str, Row] | Fault]:
-  with _opened(path) as file:
+  for inside, file in _opened(path):
     file.seek(start)
     for offset, line in _lines(file, start):
       if stop and offset >= stop:
         return
       if line.strip():
-        yield _json_row(line, f"byte {offset}", path)
+        yield _json_row(line, f"{inside}byte {offset}", path)
 
 
 def _json_row(line: bytes, name: str, path: pathlib.Path) -> tuple[str, Row] | Fault:
@@ -181,13 +181,28 @@ def _lines(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     start += len(line)
 
 
-def _opened(path: pathlib.Path) -> BinaryIO:
+def _opened(path: pathlib.Path) -> Iterator[tuple[str, BinaryIO]]:
+  """(how the names of its rows begin, file) of a JSON Lines file, or of each in a zip. Raises ValueError for none."""
   if path.name.lower().endswith(".gz"):
-    return cast(BinaryIO, gzip.open(path))
-  if path.name.lower().endswith(".zip"):
-    archive = zipfile.ZipFile(path)
-    return io.BufferedReader(cast(io.RawIOBase, archive.open(archive.namelist()[0])))
-  return path.open("rb")
+    with gzip.open(path) as file:
+      yield "", cast(BinaryIO, file)
+  elif path.name.lower().endswith(".zip"):
+    with zipfile.ZipFile(path) as archive:
+      for member in _json_members(archive):
+        with archive.open(member) as inner:
+          yield f"{member}, ", io.BufferedReader(cast(io.RawIOBase, inner))
+  else:
+    with path.open("rb") as plain:
+      yield "", plain
+
+
+def _json_members(archive: zipfile.ZipFile) -> list[str]:
+  """The names of the files in a zip that are JSON Lines, in its order; hidden ones are passed over."""
+  names = archive.namelist()
+  found = [name for name in names if name.lower().endswith(".jsonl") and not name.rpartition("/")[2].startswith(".")]
+  if not found:
+    raise ValueError(f"no .jsonl file is in it, but {', '.join(names) or 'nothing'}"[:400])
+  return found
 
 
 def _delimiter(name: str) -> str:
