@@ -19,6 +19,7 @@ from data_pipelines.build.tally import Tally
 
 BUCKETS = 16
 FAULTS = ".faults.json"  # how a file of them ends, after the number of the archive
+_UNESCAPED = "!#$%&'()*+,/:;=?@[]|~"  # what else is ASCII and no letter or number is escaped (WHATWG, paths)
 ENTRY = np.dtype([("key", "<u8"), ("archive", "<u4"), ("offset", "<u8"), ("size", "<u8")])
 
 
@@ -71,6 +72,11 @@ def address_key(address: str) -> int:
   return int.from_bytes(hashlib.sha256(address.encode(errors="replace")).digest()[:8])
 
 
+def escaped(address: str) -> str:
+  """An address as browsers and crawlers ask for it: "a b.png" is "a%20b.png"; what is escaped already stays."""
+  return urllib.parse.quote(address, safe=_UNESCAPED, errors="replace")
+
+
 class AddressBook:
   """Finds pictures by address: in the archives, and as plain files in a folder.
 
@@ -88,14 +94,21 @@ class AddressBook:
   def find(self, address: str) -> bytes | None:
     """The bytes of a picture, or None. An address that leads out of the folder is not found."""
     if self._archives:
-      for entry in self._entries(address_key(address)):
-        path = self._archives[entry["archive"]]
-        data = reader_module(archive_reader(path)).read_at(
-          pathlib.Path(path), int(entry["offset"]), int(entry["size"]), address
-        )
+      for spelling in dict.fromkeys((address, escaped(address))):
+        data = self._archived(spelling)
         if data is not None:
           return data
     return self._file(address) if self._root else None
+
+  def _archived(self, address: str) -> bytes | None:
+    for entry in self._entries(address_key(address)):
+      path = self._archives[entry["archive"]]
+      data = reader_module(archive_reader(path)).read_at(
+        pathlib.Path(path), int(entry["offset"]), int(entry["size"]), address
+      )
+      if data is not None:
+        return data
+    return None
 
   def _entries(self, key: int) -> np.ndarray:
     keys, table = self._table(key >> 60)

@@ -137,6 +137,25 @@ def test_a_warc_file_has_pages_and_their_pictures(built, tmp_path, picture, name
   assert manifest["dropped"]["media"] == {"remote": 1}
 
 
+def test_pictures_of_a_warc_file_are_found_however_a_page_spells_their_address(built, tmp_path, picture):
+  spellings = {  # as a page has it: as a browser asks for it
+    "a b.png": "a%20b.png",
+    "Käse.png": "K%C3%A4se.png",
+    "c%20d.png": "c%20d.png",
+    "e.png?size=1 000|ü&amp;x=[1]": "e.png?size=1%20000|%C3%BC&x=[1]",
+  }
+  (tmp_path / "in").mkdir()
+  body = "".join(f'Text.<img src="{written}">' for written in spellings) + "The end of it all, in ten words or more."
+  crawl = [warc_record("https://x.org/d/", "text/html; charset=utf-8", page(body))] + [
+    warc_record(f"https://x.org/d/{asked}", "image/png", picture(number))
+    for number, asked in enumerate(spellings.values())
+  ]
+  (tmp_path / "in" / "crawl.warc").write_bytes(b"".join(crawl))
+  manifest, [example] = built("pages", tmp_path / "in")
+  assert example.media == tuple(picture(number) for number in range(len(spellings)))
+  assert manifest["dropped"]["media"] == {}
+
+
 def test_pictures_may_lie_in_another_warc_file(built, tmp_path, picture):
   (tmp_path / "in").mkdir()
   (tmp_path / "kept").mkdir()
