@@ -383,6 +383,8 @@ def prepared(tmp_path_factory):
       "photo": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
       "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
       "rights": tfds.features.Text(),
+      "kind": tfds.features.ClassLabel(names=["tabby", "siamese"]),
+      "views": tfds.features.Sequence(tfds.features.Image(shape=(70, 80, 3))),
     }
   )
   version, lengths = folder / "cats" / "1.0.0", (4, 2)
@@ -392,7 +394,8 @@ def prepared(tmp_path_factory):
     with tf.io.TFRecordWriter(str(version / f"cats-train.tfrecord-{shard:05d}-of-00002")) as writer:
       for number in itertools.islice(numbers, length):
         texts = [f"cat {number}", f"pet {number}"]
-        example = {"photo": pixels[number], "captions": {"text": texts}, "rights": "CC0-1.0"}
+        example = {"photo": pixels[number], "captions": {"text": texts}, "rights": "CC0-1.0", "views": pixels[:2]}
+        example["kind"] = number % 2 if number < 5 else -1  # as TFDS says that it is not known
         writer.write(features.serialize_example(features.encode_example(example)))
   template = tfds.core.ShardedFileTemplate(data_dir=version, dataset_name="cats", filetype_suffix="tfrecord")
   split = tfds.core.SplitInfo(name="train", shard_lengths=list(lengths), num_bytes=0, filename_template=template)
@@ -410,6 +413,30 @@ def test_a_tfds_builder_is_read_in_its_order(built, prepared):
   shown = [np.asarray(Image.open(io.BytesIO(example.media[0]))) for example in examples]
   assert all((shown[at] == pixels[at // 2]).all() for at in range(12))
   assert {example.license for example in examples} == {"CC0-1.0"}
+
+
+def test_classes_of_a_tfds_builder_are_read_as_their_names(built, prepared):
+  manifest, examples = built("pairs", prepared[0], tfds="cats", columns=Columns("photo", "kind", "kind"))
+  assert captions(examples) == ["tabby", "siamese", "tabby", "siamese", "tabby"]
+  assert [example.license for example in examples] == captions(examples)
+  [error] = manifest["errors"]["bad_document"]["records"]
+  assert error["record"] == "cats, train 5"
+
+
+@pytest.mark.parametrize(
+  ("columns", "message"),
+  [
+    (Columns("kind", "captions/text"), r"--picture-column: the field 'kind' of cats is no picture, but ClassLabel"),
+    (Columns("rights", "captions/text"), r"--picture-column: the field 'rights' of cats is no picture, but Text"),
+    (Columns("views", "captions/text"), r"--picture-column: .* is no picture, but several of Image"),
+    (Columns("photo", "photo"), r"--text-column: the field 'photo' of cats is no text, but Image"),
+    (Columns("photo", "captions"), r"--text-column: the field 'captions' of cats is no text, but several of"),
+    (Columns("photo", "rights", "captions/text"), r"--licence-column: .* is no licence, but several of Text"),
+  ],
+)
+def test_a_field_of_another_kind_is_refused_by_name(built, prepared, columns, message):
+  with pytest.raises(UserError, match=message):
+    built("pairs", prepared[0], tfds="cats", columns=columns)
 
 
 @pytest.mark.parametrize(
