@@ -87,7 +87,8 @@ def read_image(encoded: bytes, size: int, crop: Crop | None = None) -> np.ndarra
   It is decoded at the smallest fraction of its size that is not below what is kept of it, then scaled linearly.
 
   Raises:
-    MediaError: `broken_image` if it is truncated or of no known format, `too_large` if it claims too many pixels.
+    MediaError: `broken_image` if it is truncated, of no known format or of numbers that `eight_bits` refuses,
+      `too_large` if it claims too many pixels.
   """
   least = size if crop is None else size / crop.side
   pixels = read_plain_jpeg(encoded, least)
@@ -148,13 +149,29 @@ def picture_format(image: Image.Image) -> str | None:
 
 def flatten(image: Image.Image) -> Image.Image:
   """RGB; what is transparent shows white, as on a page."""
-  if image.mode.startswith("I"):  # 16 bits a pixel, of which Pillow would show all above 255 as white
-    image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+  image = eight_bits(image)
   if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(background, image).convert("RGB")
   return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+  """Gray of 16 bits as 8, where Pillow would show all above 255 as white; other pictures as they are.
+
+  Raises MediaError `broken_image` for numbers of which nobody knows what is black and what white: floating point, and
+  32 bits that do not fill 16.
+  """
+  if image.mode == "F":
+    raise MediaError("broken_image", "pixels of floating point, where 8 and 16 bits are read")
+  if not image.mode.startswith("I"):
+    return image
+  values = np.asarray(image)
+  low, high = int(values.min()), int(values.max())
+  if image.mode == "I" and (low < 0 or not 255 < high <= 65535):
+    raise MediaError("broken_image", f"pixels of 32 bits, from {low} to {high}, where 8 and 16 bits are read")
+  return Image.fromarray((values // 256).astype(np.uint8))
 
 
 def fitted(width: int, height: int, size: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-from data_pipelines.media import DECODE_ERRORS, FORMATS, picture_format
+from data_pipelines.media import DECODE_ERRORS, FORMATS, MediaError, eight_bits, picture_format
 
 MOST_PIXELS = 50_000_000  # a decoded picture takes three or four bytes for each
 TRACKING_PIXEL = 3  # a picture of no more pixels a side is there to be fetched, not to be seen
@@ -40,9 +40,9 @@ def judge_picture(
 ) -> tuple[str | None, int | None]:
   """(why a picture is to be dropped, or None; what `look` makes of the decoded pixels, if it is kept).
 
-  The causes are `svg`, `unsupported_format`, `too_large` (over 50 megapixels, told from the header: nothing is
-  decoded), `tracking_pixel` (3 pixels a side at most), `too_small` and `aspect_ratio` (as the rules say), `broken` (it
-  does not decode to its end) and `single_colour`.
+  The causes are `svg`, `unsupported_format` (of the file, or as `eight_bits` says of its pixels), `too_large` (over 50
+  megapixels, told from the header: nothing is decoded), `tracking_pixel` (3 pixels a side at most), `too_small` and
+  `aspect_ratio` (as the rules say), `broken` (it does not decode to its end) and `single_colour`.
   """
   try:
     with _opened(data) as picture:
@@ -52,6 +52,8 @@ def judge_picture(
       return cause, look(picture) if look and not cause else None
   except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     return "too_large", None
+  except MediaError:  # of `eight_bits`
+    return "unsupported_format", None
   except DECODE_ERRORS:
     return "svg" if _is_svg(data) else "broken", None
 
@@ -80,6 +82,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 
 def _check_pixels(picture: Image.Image) -> str | None:
   picture.load()
+  picture = eight_bits(picture)
   if picture.mode == "P" or "A" in picture.getbands() or "transparency" in picture.info:
     picture = _over_white(picture.convert("RGBA"))
   extrema = picture.getextrema()

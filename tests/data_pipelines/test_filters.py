@@ -8,6 +8,7 @@ from PIL import ExifTags, Image
 
 from data_pipelines.build.filters import PictureRules, check_picture, judge_picture
 from data_pipelines.build.fingerprints import perceptual_hash
+from data_pipelines.media import MediaError, read_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -29,6 +30,31 @@ def test_ordinary_pictures_are_kept(picture, format):
 
 def test_a_jpeg_with_a_second_picture_behind_it_is_kept(phone_picture):
   assert phone_picture.startswith(b"\xff\xd8\xff") and check_picture(phone_picture) is None
+
+
+RAMP = np.arange(256 * 256, dtype=np.int32).reshape(256, 256)
+
+
+@pytest.mark.parametrize(
+  ("pixels", "cause"),
+  [
+    (RAMP.astype("<u2"), None),
+    (RAMP.astype(">u2"), None),
+    (RAMP, None),
+    (RAMP // 256, "unsupported_format"),
+    (RAMP + 1, "unsupported_format"),
+    ((RAMP / 65535).astype(np.float32), "unsupported_format"),
+  ],
+  ids=["16 bits", "16 bits, other byte order", "16 bits in 32", "8 bits in 32", "17 bits in 32", "floating point"],
+)
+def test_a_tiff_is_kept_if_training_reads_it(pixels, cause):
+  data = encoded(Image.fromarray(pixels), "TIFF")
+  assert check_picture(data) == cause
+  if cause:
+    with pytest.raises(MediaError):
+      read_image(data, 256)
+  else:
+    np.testing.assert_array_equal(read_image(data, 256), np.repeat(RAMP[..., None] // 256, 3, axis=-1))
 
 
 @pytest.mark.parametrize(

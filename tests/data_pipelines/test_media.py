@@ -75,17 +75,34 @@ def test_a_picture_of_the_right_size_is_not_touched():
     (encode(Image.new("L", (16, 16), 90)), (90, 90, 90)),
     (encode(Image.fromarray(np.full((16, 16), 0x5A01, np.uint16))), (90, 90, 90)),
     (encode(Image.fromarray(np.full((16, 16), 0x5A01, np.uint16)), "TIFF"), (90, 90, 90)),
+    (encode(Image.fromarray(np.full((16, 16), 0x5A01, ">u2")), "TIFF"), (90, 90, 90)),
+    (encode(Image.fromarray(np.full((16, 16), 0x5A01, np.int32)), "TIFF"), (90, 90, 90)),
     (png(16, 16, 16, 2, (b"\0" + b"\xff\xff\x80\x00\x01\xff" * 16) * 16), (255, 128, 1)),
     (encode(Image.new("CMYK", (16, 16), (255, 255, 0, 0)), "JPEG", quality=100), BLUE),
     (encode(Image.new("RGB", (16, 16), RED), "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16))]), RED),
   ],
   ids=[
     "transparent", "half transparent", "transparent gray", "transparent palette", "transparent colour", "palette",
-    "black and white", "gray", "16-bit gray", "16-bit gray TIFF", "16-bit RGB", "CMYK", "animated: first frame",
+    "black and white", "gray", "16-bit gray", "16-bit gray TIFF",
+    "16-bit gray TIFF of the other byte order", "16 bits in 32, TIFF", "16-bit RGB", "CMYK", "animated: first frame",
   ],
 )  # fmt: skip
 def test_every_kind_of_pixel_becomes_what_a_page_shows(encoded, expected):
   np.testing.assert_allclose(decode_image(encoded, 16), np.broadcast_to(expected, (16, 16, 3)), atol=1)
+
+
+@pytest.mark.parametrize(
+  ("pixels", "message"),
+  [
+    (np.linspace(0, 1, 256, dtype=np.float32), "pixels of floating point"),
+    (np.arange(256, dtype=np.int32), "pixels of 32 bits, from 0 to 255"),
+    (np.arange(256, dtype=np.int32) * 257 + 1, "pixels of 32 bits, from 1 to 65536"),
+    (np.arange(256, dtype=np.int32) * 257 - 1, "pixels of 32 bits, from -1 to 65534"),
+  ],
+)
+def test_numbers_of_which_nobody_knows_what_is_white_are_refused(pixels, message):
+  with pytest.raises(MediaError, match=f"broken_image: {message}"):
+    decode_image(encode(Image.fromarray(pixels.reshape(16, 16)), "TIFF"), 16)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
