@@ -54,7 +54,7 @@ class Page:
   Attributes:
     content: the main content: its <main>, or else its only <article>, or else all of it, without boilerplate.
     base: what its <base> gives for relative addresses to start from, or an empty string.
-    license: the address that it names with rel="license", or an empty string.
+    license: the address that it names with rel="license", among other words or not, or an empty string.
   """
 
   content: lxml.html.HtmlElement
@@ -86,7 +86,7 @@ def read_page(page: bytes, charset: str | None = None, most_linked: float = 1.0)
     raise BrokenPage(fatal.message)
   for more in list(tree.itersiblings()):  # what comes after </html> is shown too
     tree.append(more)
-  base, license = (_first(tree, path) for path in ("//base/@href", "//*[@rel='license']/@href"))
+  base, license = _base(tree), _license(tree)
   content = _root(tree)
   cut_boilerplate(content)
   if most_linked < 1:
@@ -166,8 +166,13 @@ _OPEN_BYTES = "flamingo_jax.open_bytes"
 codecs.register_error(_OPEN_BYTES, _as_control)
 
 
-def _first(tree: lxml.html.HtmlElement, path: str) -> str:
-  return next(iter(tree.xpath(path)), "").strip()
+def _base(tree: lxml.html.HtmlElement) -> str:
+  return next(iter(tree.xpath("//base/@href")), "").strip()
+
+
+def _license(tree: lxml.html.HtmlElement) -> str:
+  links = tree.iterfind(".//*[@rel][@href]")
+  return next((link.get("href") for link in links if "license" in link.get("rel").lower().split()), "").strip()
 
 
 def _root(tree: lxml.html.HtmlElement) -> lxml.html.HtmlElement:

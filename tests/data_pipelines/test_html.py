@@ -79,6 +79,24 @@ def test_base_and_licence_are_read():
 
 
 @pytest.mark.parametrize(
+  ("rel", "found"),
+  [
+    ("license", True),
+    ("License", True),
+    ("license noopener", True),
+    (" external\nLICENSE ", True),
+    ("license-text", False),
+    ("", False),
+  ],
+)
+def test_a_licence_is_a_word_of_what_a_link_says_of_itself(rel, found):
+  page = read_page(
+    f'<p>x</p><a rel="next" href="/2">2</a><a rel="{rel}" href=" https://c.org/by/4.0/ ">CC</a>'.encode()
+  )
+  assert page.license == ("https://c.org/by/4.0/" if found else "")
+
+
+@pytest.mark.parametrize(
   ("data", "charset"),
   [
     ("é".encode(), None),
