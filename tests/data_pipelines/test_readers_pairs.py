@@ -246,6 +246,16 @@ def test_hugging_face_tables_hold_bytes_and_several_captions(built, root, pictur
   assert captions(examples) == ["A cat.", "A pet."]
 
 
+def test_a_row_without_captions_is_dropped_as_one_with_an_empty_caption_is(built, root, picture):
+  (root / "a.png").write_bytes(picture())
+  rows = [dict(image="a.png", caption=caption) for caption in ([], "", ["A cat."])]
+  (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  manifest, examples = built("pairs", root)
+  assert captions(examples) == ["A cat."]
+  assert manifest["read"] == {"documents": 3, "media": 3}
+  assert manifest["dropped"] == {"documents": {"empty_text": 2}, "media": {"with_document": 2}}
+
+
 def test_questions_stand_before_their_picture_and_each_answer_is_a_pair(built, root, picture):
   (root / "a.png").write_bytes(picture())
   rows = [
@@ -383,6 +393,7 @@ def prepared(tmp_path_factory):
       "photo": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
       "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
       "rights": tfds.features.Text(),
+      "remarks": tfds.features.Sequence(tfds.features.Text()),
       "kind": tfds.features.ClassLabel(names=["tabby", "siamese"]),
       "views": tfds.features.Sequence(tfds.features.Image(shape=(70, 80, 3))),
     }
@@ -395,6 +406,7 @@ def prepared(tmp_path_factory):
       for number in itertools.islice(numbers, length):
         texts = [f"cat {number}", f"pet {number}"]
         example = {"photo": pixels[number], "captions": {"text": texts}, "rights": "CC0-1.0", "views": pixels[:2]}
+        example["remarks"] = ["a good cat"][: number % 2]
         example["kind"] = number % 2 if number < 5 else -1  # as TFDS says that it is not known
         writer.write(features.serialize_example(features.encode_example(example)))
   template = tfds.core.ShardedFileTemplate(data_dir=version, dataset_name="cats", filetype_suffix="tfrecord")
@@ -421,6 +433,12 @@ def test_classes_of_a_tfds_builder_are_read_as_their_names(built, prepared):
   assert [example.license for example in examples] == captions(examples)
   [error] = manifest["errors"]["bad_document"]["records"]
   assert error["record"] == "cats, train 5"
+
+
+def test_an_example_of_a_tfds_builder_without_texts_is_dropped_as_one_with_an_empty_text_is(built, prepared):
+  manifest, examples = built("pairs", prepared[0], tfds="cats", columns=Columns("photo", "remarks"))
+  assert captions(examples) == ["a good cat"] * 3
+  assert manifest["dropped"] == {"documents": {"empty_text": 3}, "media": {"with_document": 3}}
 
 
 @pytest.mark.parametrize(

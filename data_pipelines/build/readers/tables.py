@@ -29,7 +29,10 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
 
 
 def pairs(name: str, row: Row, source: Source, folder: pathlib.Path) -> Iterator[Document | Fault]:
-  """One pair for each caption of a row, a text or a list of texts; a question stands before the picture."""
+  """One pair for each caption of a row, a text or a list of texts; a question stands before the picture.
+
+  A list without captions gives a pair of an empty one, so that the row is counted where it is dropped.
+  """
   columns = source.settings.columns
   captions = first_field(row, (columns.text,) if columns.text else TEXT_FIELDS)
   medium = picture_field(row, columns.picture, folder, source)
@@ -41,5 +44,5 @@ def pairs(name: str, row: Row, source: Source, folder: pathlib.Path) -> Iterator
     yield Fault("bad_document", name, f"no {lacking[0]} among its fields {', '.join(map(str, row))}"[:400])
     return
   license = license_field(row, columns.license)
-  for caption in captions:
+  for caption in captions or [""]:
     yield Document((*question, with_similarity(medium, similarity_field(row)), caption), name, license)

@@ -48,10 +48,11 @@ def read(part: Part, source: Source) -> Iterator[Document | Fault]:
     name = f"{settings.tfds}, {settings.split} {number}"
     values = np.atleast_1d(np.asarray(_value(example, columns.text), object))
     medium = Medium(_encoded(_value(example, columns.picture)))
-    for value in values.flatten():
+    for value in values.flatten().tolist() or [None]:  # None: no text, which is counted where it is dropped
       try:
         license = in_words(columns.license, _value(example, columns.license)) if columns.license else ""
-        yield Document((medium, in_words(columns.text, value)), name, license)
+        text = "" if value is None else in_words(columns.text, value)
+        yield Document((medium, text), name, license)
       except ValueError as error:  # bytes that are no UTF-8, or the number of no class
         yield Fault("bad_document", name, str(error))
 
