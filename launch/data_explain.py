@@ -11,7 +11,7 @@ from rich.table import Table
 from data_pipelines.inspection.explain import NEXT, Explanation, explain_all, explain_place, places
 from data_pipelines.stream import Stream
 from flamingo_jax.errors import UserError
-from launch.data_streams import open_experiment, open_stream, streams_of
+from launch.data_streams import check_step, open_experiment, open_stream, streams_of
 
 SPECIAL = ("<image>", "<EOC>", "<BOS>", "<EOS>")
 
@@ -79,8 +79,7 @@ def locate(stream: Stream, shard: pathlib.Path, number: int) -> int:
 def explain_step(stream: Stream, index: int, step: int, record: str) -> list[Explanation]:
   if not stream.training:
     raise UserError(f"--step: {record} is held out; no step reads it.")
-  if step < 1:
-    raise UserError(f"--step is {step}; the first step is 1, as in metrics.jsonl.")
+  check_step(step)
   found = places(stream, index, step)
   if not found:
     raise UserError(f"{record}: step {step} does not read it. Without --step it is explained under all draws.")

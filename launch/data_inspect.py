@@ -13,7 +13,7 @@ from data_pipelines.inspection.rows import Document, SeenRow, seen_rows
 from data_pipelines.stream import Stream, decoding_pool
 from data_pipelines.tokenizer import Tokenizer
 from flamingo_jax.errors import UserError
-from launch.data_streams import open_experiment, open_stream
+from launch.data_streams import check_step, open_experiment, open_stream
 from launch.report.curves import stream_color
 from launch.report.page import MEDIA_COLORS, Run, TrainingExample, picture, token_runs
 from launch.report.templates import write_page
@@ -111,8 +111,9 @@ def inspect_data(
   Raises:
     UserError: the config has no such stream, a number is out of range, or the file cannot be written.
   """
-  if step < 1 or rows < 1:
-    raise UserError(f"--step is {step} and --rows {rows}; both are at least 1.")
+  check_step(step)
+  if rows < 1:
+    raise UserError(f"--rows is {rows}; it is at least 1.")
   experiment = open_experiment(path, overrides, names)
   galleries = []
   with decoding_pool() as pool:

@@ -21,6 +21,7 @@ from launch.precomputed import folders
 
 SPLITS = ("train", "heldout")
 UNLIMITED = 2**31 - 1
+LAST_STEP = 2**31 - 1  # a run counts its steps in 32 bits
 LOOKED_AT = 100  # records, to tell pictures from videos
 IMAGE_SIZE, FRAMES = 224, 8  # at which media are read where no config says it
 
@@ -32,6 +33,12 @@ def open_experiment(path: str, overrides: dict[str, str], names: list[str]) -> E
   if unknown := [name for name in names if name not in known]:
     raise UserError(f"--stream is {unknown[0]!r}; {path} has {', '.join(known)}.")
   return dataclasses.replace(experiment, stream_configs={name: known[name] for name in names or known})
+
+
+def check_step(step: int) -> None:
+  """Raises UserError when no run has such a step."""
+  if not 1 <= step <= LAST_STEP:
+    raise UserError(f"--step is {step}; the first step is 1, as in metrics.jsonl, and the last {LAST_STEP}.")
 
 
 def open_stream(experiment: Experiment, name: str, split: str) -> Stream:

@@ -71,6 +71,11 @@ def test_a_pair_of_a_packed_row_says_where_it_stands(explain, small_data):
   assert "space was drawn before the caption" in printed
 
 
+def test_the_last_step_that_a_run_can_have_is_explained(explain, small_data):
+  printed = explain(small_data.shard("pages") + ":0", "--step=2147483647", "--config.streams.pages.batch_size=8")
+  assert printed.count("step 2147483647: row") == 2  # of 4 records
+
+
 def test_a_step_that_does_not_read_a_record_is_said(small_data, capsys):
   small = [f"--config={small_data.config}", "--config.streams.pages.batch_size=1", "--step=1"]
   shard = small_data.shard("pages")
@@ -90,6 +95,8 @@ def test_a_step_that_does_not_read_a_record_is_said(small_data, capsys):
     ("{pages}:0", ["--stream=sounds"], "--stream is 'sounds'; .* has captions, pages, videos"),
     ("{pages}:0", ["--start=1"], "--start is 1.0; it is at least 0 and below 1"),
     ("{pages}:0", ["--step=0"], "--step is 0; the first step is 1"),
+    ("{pages}:0", ["--step=2147483648"], "--step is 2147483648; .* and the last 2147483647"),
+    ("{pages}:0", [f"--step={10**20 - 1}"], "--step is 9{20}; .* and the last 2147483647"),
     ("{pages}:0", ["--config.streams.pages.sauce=x"], "streams.pages.sauce: no such field"),
     ("{pages}:0", ["--config.streams.captions.source={folder}/pages"], "several streams read it; choose by --stream="),
   ],

@@ -155,7 +155,9 @@ def test_the_numbers_are_those_of_the_batches(opened, small_data):
   ("arguments", "message"),
   [
     (["--stream=audio"], "--stream is 'audio'; .* has captions, pages, videos"),
-    (["--rows=0"], "--rows 0; both are at least 1"),
+    (["--rows=0"], "--rows is 0; it is at least 1"),
+    (["--step=0"], "--step is 0; the first step is 1"),
+    ([f"--step={10**20 - 1}"], "--step is 9{20}; .* and the last 2147483647"),
     (["--output=/nowhere/at/all.html"], "/nowhere/at/all.html: the page cannot be written"),
     (["--config.streams.pages.source=/nowhere"], "/nowhere/train does not exist"),
   ],
