@@ -29,8 +29,10 @@ CAPTION_PARTS = 1000  # of a figure, among which its caption is looked for
 SOURCES = 100  # of a <picture>
 # What holds a picture and its caption, in DocBook, MediaWiki and WordPress.
 FIGURE_CLASSES = frozenset(["figure", "informalfigure", "thumb", "wp-caption"])
-# Where scripts keep an address until a reader has scrolled to the picture.
-_LAZY = ("data-src", "data-original", "data-lazy-src", "data-url")
+# Where scripts keep an address until a reader has scrolled to the picture; the later ones, beside a `src` that shows
+# something, may be a larger picture or a page.
+_LAZY = ("data-src", "data-lazy-src")
+_PERHAPS_LAZY = ("data-original", "data-url")
 _FILE_NAME = re.compile(r"\S+\.(avif|bmp|gif|jpe?g|png|svg|webp)", re.IGNORECASE)
 
 
@@ -135,16 +137,18 @@ def caption_of(figure: lxml.html.HtmlElement) -> str:
 
 
 def picture_address(picture: lxml.html.HtmlElement) -> str:
-  """Where the file of an <img> is: what a script would load later, `src`, or the largest of `srcset`."""
+  """Where the file of an <img> is: what a script would load later, else `src`, or else the largest of `srcset`."""
   source = picture.get("src", "").strip()
-  lazy = next((picture.get(name) for name in _LAZY if picture.get(name)), "")
-  if lazy and (not source or source.startswith("data:")):
-    return lazy
-  if source:
-    return source
+  names = _LAZY if source and not source.startswith("data:") else (*_LAZY, *_PERHAPS_LAZY)
+  lazy = next((picture.get(name) for name in names if picture.get(name)), "")
+  return lazy or _largest_of(picture, "data-srcset") or source or _largest_of(picture, "srcset")
+
+
+def _largest_of(picture: lxml.html.HtmlElement, name: str) -> str:
+  """The largest of the first set that an <img>, or a <source> of the <picture> around it, has under a name."""
   around = next(picture.iterancestors("picture"), None)  # not the parent: libxml2 takes <source> for a container
   sets = [picture, *(() if around is None else itertools.islice(around.iter("source"), SOURCES))]
-  return next((_largest(element.get("srcset")) for element in sets if element.get("srcset")), "")
+  return next((_largest(element.get(name)) for element in sets if element.get(name)), "")
 
 
 def is_tracking_pixel(picture: lxml.html.HtmlElement) -> bool:

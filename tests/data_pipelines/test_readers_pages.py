@@ -78,6 +78,30 @@ def test_lazy_pictures_and_sets_of_sizes_are_found(built, tmp_path, picture):
   assert example.texts == ("a", "b", "c", "d")
 
 
+LAZY = [
+  '<img src="/blank.gif" data-src="0.png">',
+  '<img src="/blank.gif" data-lazy-src="0.png">',
+  '<img src="/blank.gif" data-srcset="1.png 300w, 0.png 900w">',
+  '<img srcset="data:image/gif;base64,R0lGODlh 1x" data-srcset="0.png 1x">',
+  '<picture><source data-srcset="0.png 2x"><img src="data:image/gif;base64,R0lGODlh"></picture>',
+  '<img data-original="0.png">',
+  '<img src="0.png" data-original="1.png" data-url="https://x.org/about-it">',
+  '<img src="0.png" srcset="1.png 2x">',
+]
+
+
+@pytest.mark.parametrize("written", LAZY)
+def test_a_picture_is_what_a_reader_sees_who_has_scrolled_to_it(built, tmp_path, picture, written):
+  root = tmp_path / "in"
+  root.mkdir()
+  for number in range(2):
+    (root / f"{number}.png").write_bytes(picture(number))
+  (root / "blank.gif").write_bytes(picture(2, format="GIF"))
+  (root / "a.html").write_bytes(page(f"Words before it.{written}Words behind it."))
+  _, [example] = built("pages", root)
+  assert example.media == (picture(0),)
+
+
 def test_pictures_of_the_web_are_looked_up_where_they_were_kept(built, tmp_path, picture):
   """As wget keeps them, and under what a page's <base> says."""
   root, kept = tmp_path / "in", tmp_path / "kept" / "a.org" / "pictures"
