@@ -16,7 +16,7 @@ from data_pipelines.build.settings import BuildSettings
 from data_pipelines.build.texts import refuse_languages
 from flamingo_jax.errors import UserError
 
-BUILD_VERSION = 1  # to be raised with every change to what a build writes under the same settings
+BUILD_VERSION = 2  # to be raised with every change to what a build writes under the same settings
 Listed = tuple[str, int, int]  # name, bytes, time of the last change in ns
 PLAN = "plan.json"  # in WORK
 WORK = ".build"  # the folder in the output of what is needed until the build is complete
