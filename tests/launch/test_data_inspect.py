@@ -12,7 +12,7 @@ from launch.cli import main
 from launch.config import load_config
 from launch.experiment import read_experiment
 
-ROWS = 12
+ROWS = 40
 DESKTOP, PHONE = (1280, 900), (390, 844)
 # The middle pixel of a figure's picture, as the browser has decoded it.
 PIXEL = """figure => {
