@@ -18,7 +18,7 @@ from flamingo_jax.credentials import credential_faults
 from flamingo_jax.errors import UserError
 from flamingo_jax.evaluation.contrastive import evaluate_contrastive
 from flamingo_jax.evaluation.held_out import evaluate_flamingo, evaluate_language
-from flamingo_jax.interop.descriptions import head_faults, size_faults
+from flamingo_jax.interop.descriptions import model_faults
 from flamingo_jax.models.contrastive import LOSSES, LOWEST_TEMPERATURE, ContrastiveConfig
 from flamingo_jax.models.flamingo import FlamingoConfig
 from flamingo_jax.models.language.decoder import POSITIONS, RESIDUALS, gated_layers
@@ -247,7 +247,7 @@ def read_experiment(config: dict, where: str) -> Experiment:
   if not isinstance(given, dict):
     raise UserError(f"{where}: streams is {given!r}; it is a group of streams, each with its fields.")
   streams = {stream: build(StreamConfig, fields, join("streams", stream), faults) for stream, fields in given.items()}
-  whole, sizes = not faults, list(size_faults(model, "model.")) or list(head_faults(model, "model.")) if model else []
+  whole, sizes = not faults, model_faults(model, "model.") if model else []
   faults += sizes + check_alone(training, model, streams)
   if whole and not sizes:
     start = config.get("start", "")

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer
 from flamingo_jax.errors import UserError
+from flamingo_jax.interop.descriptions import checked
 from flamingo_jax.interop.json_files import read_object
 from flamingo_jax.interop.language_rules import document_ids
 from flamingo_jax.interop.model_folder import DESCRIPTION, content_hash, load_model
@@ -319,13 +320,13 @@ def as_config(cls, stored: dict, source: str) -> dict:
   """A stored config with the fields that came later at their defaults.
 
   Raises:
-    UserError: it has fields that are not known.
+    UserError: it has fields that are not known, or that no model can be made of.
   """
   faults: list[str] = []
   built = convert(cls, stored, "", faults)
   if faults:
     raise UserError(f"{source}: its config.json was written by another version:\n" + "\n".join(faults))
-  return dataclasses.asdict(built)
+  return dataclasses.asdict(checked(built, pathlib.Path(source) / DESCRIPTION))
 
 
 def check_architecture(source: str, group: str, stored: dict, ours: dict) -> None:

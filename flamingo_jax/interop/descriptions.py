@@ -7,6 +7,7 @@ import typing
 from collections.abc import Iterator
 
 from flamingo_jax.errors import UserError
+from flamingo_jax.models.vision.nfnet import NfnetConfig
 
 LARGEST_SIZE = 2**31 - 1  # of a width, a vocabulary, a picture
 MOST_LAYERS = 10_000
@@ -14,6 +15,7 @@ AT_LEAST_ONE = {  # fields that are a size of what there is; others may be 0, wh
   *("width", "feed_forward_width", "hidden_width", "embedding_width", "joint_width", "group_width"),
   *("heads", "key_value_heads", "latents", "vocabulary", "length", "image_size", "patch_size"),
 }
+STAGES = {"depths": MOST_LAYERS, "widths": LARGEST_SIZE}  # fields with a size for each stage, and the most each can be
 Config = typing.TypeVar("Config")
 
 
@@ -33,11 +35,15 @@ def reading(where: object) -> Iterator[None]:
 
 
 def checked(config: Config, where: object) -> Config:
-  """The same dataclass. Raises UserError when a field is of another type than it should be, or absurd."""
-  faults = list(size_faults(config)) or list(head_faults(config))
-  if faults:
+  """The same dataclass. Raises UserError when a field is of another type than it should be, or absurd, or misfits."""
+  if faults := model_faults(config):
     raise UserError("\n".join(f"{where}: gives a model whose {fault}" for fault in faults))
   return config
+
+
+def model_faults(config: object, prefix: str = "") -> list[str]:
+  """What is wrong with a model's fields, each alone or, where that is in order, beside others; one line a fault."""
+  return list(size_faults(config, prefix)) or list(misfits(config, prefix))
 
 
 def size_faults(config: object, prefix: str = "") -> Iterator[str]:
@@ -57,15 +63,37 @@ def size_faults(config: object, prefix: str = "") -> Iterator[str]:
         yield f"{name} is {value!r}; it is a number."
     elif types[field.name] in (bool, str) and type(value) is not types[field.name]:
       yield f"{name} is {value!r}; it is of type {types[field.name].__name__}."
+    elif field.name in STAGES:
+      most = STAGES[field.name]
+      if not value or any(type(each) is not int or not 1 <= each <= most for each in value):
+        yield f"{name} is {value!r}; it is a whole number from 1 to {most} for each stage."
     elif isinstance(value, tuple) and not all(type(each) in (int, float) and math.isfinite(each) for each in value):
       yield f"{name} is {value!r}; it is a tuple of numbers."
 
 
-def head_faults(config: object, prefix: str = "") -> Iterator[str]:
-  """One line a dataclass, or one within it, of sizes without faults, whose heads do not divide as they have to."""
+def misfits(config: object, prefix: str) -> Iterator[str]:
+  """One line for fields of a dataclass, or of one within it, that do not go together; each alone is in order."""
   for field in dataclasses.fields(config):
     if dataclasses.is_dataclass(value := getattr(config, field.name)):
-      yield from head_faults(value, f"{prefix}{field.name}.")
+      yield from misfits(value, f"{prefix}{field.name}.")
+  yield from head_misfits(config, prefix)
+  if isinstance(config, NfnetConfig):
+    yield from stage_misfits(config, prefix)
+
+
+def stage_misfits(config: NfnetConfig, prefix: str) -> Iterator[str]:
+  """The first of what its stages cannot be made of."""
+  depths, widths, group_width = config.depths, config.widths, config.group_width
+  if len(depths) != len(widths):
+    yield f"{prefix}depths is {depths}; it has a number for each stage, as {prefix}widths has, {widths}."
+  elif widths[0] % 16:  # its first convolution has a sixteenth of it
+    yield f"{prefix}widths is {widths}; the first is a multiple of 16, for the stem."
+  elif any(width % (2 * group_width) for width in widths):
+    yield f"{prefix}group_width is {group_width}; it divides half of each of {prefix}widths, {widths}."
+
+
+def head_misfits(config: object, prefix: str) -> Iterator[str]:
+  """Heads that do not divide as they have to."""
   width, heads, groups = (getattr(config, name, None) for name in ("width", "heads", "key_value_heads"))
   if width and heads and not getattr(config, "head_width", 0) and width % heads:
     yield f"{prefix}heads is {heads}, which does not divide {prefix}width, {width}."

@@ -18,6 +18,7 @@ from flamingo_jax.interop.model_folder import content_hash, save_model
 from flamingo_jax.models.language.decoder import Decoder, DecoderConfig
 from flamingo_jax.models.parameters import flat
 from flamingo_jax.models.vision.nfnet import NfnetConfig
+from flamingo_jax.models.vision.towers import VisionConfig
 from flamingo_jax.parallel.mesh import MeshConfig, make_mesh
 from flamingo_jax.training.checkpoints import About, Checkpoints, check_same
 from flamingo_jax.training.config import TrainingConfig
@@ -26,7 +27,7 @@ from flamingo_jax.training.step import State, split_shapes
 from launch.config import load_config
 from launch.experiment import read_experiment
 from launch.importing import import_checkpoint
-from launch.pretrained import at_size
+from launch.pretrained import as_config, at_size
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CONFIGS = [path for path in sorted(ROOT.glob("configs/[!_]*.py")) if "def get_config" in path.read_text()]
@@ -212,6 +213,19 @@ def test_settings_that_do_not_fit_are_named(tiny, path, value):
   [
     ("model.text.activation", "swish"),
     ("model.vision.variant", "F9"),
+    ("model.vision.depths", ()),
+    ("model.vision.depths", (1, 2, 6)),
+    ("model.vision.depths", (1, 2, 6, 3, 3)),
+    ("model.vision.depths", (1, 2, 0, 3)),
+    ("model.vision.widths", ()),
+    ("model.vision.widths", (264, 512, 1536, 1536)),
+    ("model.vision.widths", (255, 512, 1536, 1536)),
+    ("model.vision.widths", (4, 512, 1536, 1536)),
+    ("model.vision.widths", (256, 512, 1536, 0)),
+    ("model.vision.group_width", 256),
+    ("model.vision.group_width", 100),
+    ("model.vision.group_width", 48),
+    ("model.vision.group_width", 0),
     ("model.joint_width", 0),
     ("frozen.vision", "random"),
     ("streams.ltip.media", 4),
@@ -220,6 +234,13 @@ def test_settings_that_do_not_fit_are_named(tiny, path, value):
 def test_settings_that_do_not_fit_a_contrastive_run_are_named(path, value):
   (fault,) = faults_of(changed(load_config("configs/contrastive_nfnet_f6.py", {}), path, value))
   assert fault.startswith(f"{path} is {value!r}; ")
+
+
+@pytest.mark.parametrize("change", [dict(depths=[1, 2, 6]), dict(widths=[]), dict(group_width=100)])
+def test_a_stored_tower_that_cannot_be_is_refused_by_its_file(change):
+  stored = dataclasses.asdict(NfnetConfig()) | change
+  with pytest.raises(UserError, match=rf"^models/nfnet/config\.json: gives a model whose {next(iter(change))} is "):
+    as_config(VisionConfig, stored, "models/nfnet")
 
 
 def test_settings_that_do_not_fit_are_named_together(tiny):
