@@ -16,6 +16,7 @@ AT_LEAST_ONE = {  # fields that are a size of what there is; others may be 0, wh
   *("heads", "key_value_heads", "latents", "vocabulary", "length", "image_size", "patch_size"),
 }
 STAGES = {"depths": MOST_LAYERS, "widths": LARGEST_SIZE}  # fields with a size for each stage, and the most each can be
+COLOURS = {"pixel_mean", "pixel_deviation"}
 Config = typing.TypeVar("Config")
 
 
@@ -67,8 +68,10 @@ def size_faults(config: object, prefix: str = "") -> Iterator[str]:
       most = STAGES[field.name]
       if not value or any(type(each) is not int or not 1 <= each <= most for each in value):
         yield f"{name} is {value!r}; it is a whole number from 1 to {most} for each stage."
-    elif isinstance(value, tuple) and not all(type(each) in (int, float) and math.isfinite(each) for each in value):
-      yield f"{name} is {value!r}; it is a tuple of numbers."
+    elif field.name in COLOURS:
+      whole = len(value) == 3 and all(type(each) in (int, float) and math.isfinite(each) for each in value)
+      if not whole or (field.name == "pixel_deviation" and min(value) <= 0):
+        yield f"{name} is {value!r}; it is a number for each of 3 colours, a deviation above 0."
 
 
 def misfits(config: object, prefix: str) -> Iterator[str]:

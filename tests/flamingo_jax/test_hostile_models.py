@@ -41,6 +41,24 @@ def test_a_config_of_absurd_sizes_is_refused_before_anything_is_made_of_them(tmp
     FORMATS["hf-lm"](tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("pixels", "message"),
+  [
+    (dict(mean=[0.5]), r"pixel_mean is \(0\.5,\)"),
+    (dict(mean=["0.5", 0.5, 0.5]), "pixel_mean is"),
+    (dict(std=[0.5, 0.5, 0.0]), r"pixel_deviation is \(0\.5, 0\.5, 0\.0\)"),
+    (dict(std=[0.5, 0.5, float("nan")]), "pixel_deviation is"),
+  ],
+)
+def test_pixels_that_are_not_of_three_colours_are_refused(tmp_path, pixels, message):
+  tower = dict(vision_cfg=dict(width=64, layers=1, image_size=8, patch_size=4), preprocess_cfg=pixels)
+  (tmp_path / "open_clip_config.json").write_text(json.dumps(tower))
+  (tmp_path / "config.json").write_text(json.dumps(dict(architecture="dm_nfnet_f0", pretrained_cfg=pixels)))
+  for form in ("open-clip", "timm-nfnet"):
+    with pytest.raises(UserError, match=message):
+      FORMATS[form](tmp_path)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "[]", '"\\ud800"', "{"])
 def test_json_that_is_no_object_or_nests_without_end_is_refused(tmp_path, text):
   (tmp_path / "config.json").write_text(text)

@@ -196,6 +196,13 @@ def changed(config: dict, path: str, value) -> dict:
     ("model.resampler.latents", 0),
     ("model.vision.heads", 5),
     ("model.vision.patch_size", 0),
+    ("model.vision.pixel_mean", ()),
+    ("model.vision.pixel_mean", (0.5,) * 4),
+    ("model.vision.pixel_mean", (0.5, 0.5, math.inf)),
+    ("model.vision.pixel_deviation", (0.5,)),
+    ("model.vision.pixel_deviation", (0.5, 0.5, 0.0)),
+    ("model.vision.pixel_deviation", (0.5, 0.5, -0.5)),
+    ("model.vision.pixel_deviation", (0.5, 0.5, math.inf)),
     ("model.cross_attention.heads", 0),
     ("model.language.heads", 0),
     ("model.language.heads", 3),
@@ -226,6 +233,8 @@ def test_settings_that_do_not_fit_are_named(tiny, path, value):
     ("model.vision.group_width", 100),
     ("model.vision.group_width", 48),
     ("model.vision.group_width", 0),
+    ("model.vision.pixel_mean", (0.5,)),
+    ("model.vision.pixel_deviation", (0.5, 0.5, 0.0)),
     ("model.joint_width", 0),
     ("frozen.vision", "random"),
     ("streams.ltip.media", 4),
@@ -236,7 +245,16 @@ def test_settings_that_do_not_fit_a_contrastive_run_are_named(path, value):
   assert fault.startswith(f"{path} is {value!r}; ")
 
 
-@pytest.mark.parametrize("change", [dict(depths=[1, 2, 6]), dict(widths=[]), dict(group_width=100)])
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(depths=[1, 2, 6]),
+    dict(widths=[]),
+    dict(group_width=100),
+    dict(pixel_mean=[0.5]),
+    dict(pixel_deviation=[0.5, 0.5, 0]),
+  ],
+)
 def test_a_stored_tower_that_cannot_be_is_refused_by_its_file(change):
   stored = dataclasses.asdict(NfnetConfig()) | change
   with pytest.raises(UserError, match=rf"^models/nfnet/config\.json: gives a model whose {next(iter(change))} is "):
