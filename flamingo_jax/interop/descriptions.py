@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from flamingo_jax.errors import UserError
 from flamingo_jax.models.vision.nfnet import NfnetConfig
+from flamingo_jax.models.vision.vit import VitConfig
 
 LARGEST_SIZE = 2**31 - 1  # of a width, a vocabulary, a picture
 MOST_LAYERS = 10_000
@@ -15,6 +16,7 @@ AT_LEAST_ONE = {  # fields that are a size of what there is; others may be 0, wh
   *("width", "feed_forward_width", "hidden_width", "embedding_width", "joint_width", "group_width"),
   *("heads", "key_value_heads", "latents", "vocabulary", "length", "image_size", "patch_size"),
 }
+ABOVE_ZERO = {"feed_forward_multiplier", "norm_epsilon", "rope_base"}
 STAGES = {"depths": MOST_LAYERS, "widths": LARGEST_SIZE}  # fields with a size for each stage, and the most each can be
 COLOURS = {"pixel_mean", "pixel_deviation"}
 Config = typing.TypeVar("Config")
@@ -60,8 +62,9 @@ def size_faults(config: object, prefix: str = "") -> Iterator[str]:
       if type(value) is not int or not least <= value <= most:
         yield f"{name} is {value!r}; it is a whole number from {least} to {most}."
     elif types[field.name] is float:
-      if type(value) not in (int, float) or not math.isfinite(value):
-        yield f"{name} is {value!r}; it is a number."
+      above = field.name in ABOVE_ZERO
+      if type(value) not in (int, float) or not math.isfinite(value) or (above and value <= 0):
+        yield f"{name} is {value!r}; it is a number{' above 0' if above else ''}."
     elif types[field.name] in (bool, str) and type(value) is not types[field.name]:
       yield f"{name} is {value!r}; it is of type {types[field.name].__name__}."
     elif field.name in STAGES:
@@ -82,6 +85,8 @@ def misfits(config: object, prefix: str) -> Iterator[str]:
   yield from head_misfits(config, prefix)
   if isinstance(config, NfnetConfig):
     yield from stage_misfits(config, prefix)
+  if isinstance(config, VitConfig):
+    yield from patch_misfits(config, prefix)
 
 
 def stage_misfits(config: NfnetConfig, prefix: str) -> Iterator[str]:
@@ -93,6 +98,14 @@ def stage_misfits(config: NfnetConfig, prefix: str) -> Iterator[str]:
     yield f"{prefix}widths is {widths}; the first is a multiple of 16, for the stem."
   elif any(width % (2 * group_width) for width in widths):
     yield f"{prefix}group_width is {group_width}; it divides half of each of {prefix}widths, {widths}."
+
+
+def patch_misfits(config: VitConfig, prefix: str) -> Iterator[str]:
+  """A picture without a patch, and a token that is kept where there is none."""
+  if config.image_size < config.patch_size:
+    yield f"{prefix}image_size is {config.image_size}; it is at least {prefix}patch_size, {config.patch_size}."
+  if config.keep_class_token and not config.class_token:
+    yield f"{prefix}keep_class_token is True; it goes with {prefix}class_token."
 
 
 def head_misfits(config: object, prefix: str) -> Iterator[str]:
