@@ -22,6 +22,7 @@ TIMING = (
   "host_seconds",
   "device_memory",
 )
+TIMED = ("tokens", "seconds", "tokens_per_second", "input_wait")  # what every step has, and reports add up
 
 
 class MetricsLog:
@@ -84,14 +85,15 @@ def keep_until(path: pathlib.Path, step: int) -> int:
 
   Returns:
     The step of its last line; 0 where there is none.
+
+  Raises:
+    UserError: a line is damaged.
   """
   if not path.exists():
     return 0
-  lines = complete_lines(path)
-  steps = [json.loads(line)["step"] for line in lines]
-  kept = [line + "\n" for line, its_step in zip(lines, steps, strict=True) if its_step <= step]
-  replace_durably(path, "".join(kept))
-  return max((its_step for its_step in steps if its_step <= step), default=0)
+  kept = [(text, line["step"]) for text, line in complete_lines(path) if line["step"] <= step]
+  replace_durably(path, "".join(text + "\n" for text, _ in kept))
+  return max((its_step for _, its_step in kept), default=0)
 
 
 def untimed(line: dict) -> dict:
@@ -103,15 +105,41 @@ def read_metrics(workdir: str | pathlib.Path) -> list[dict]:
   """The steps of a run.
 
   Raises:
-    UserError: there is no metrics.jsonl.
+    UserError: there is no metrics.jsonl, or a line of it is damaged.
   """
   path = pathlib.Path(workdir) / METRICS
   if not path.is_file():
     raise UserError(f"{path}: missing. Give the work directory of a `flamingo train` run.")
-  return [json.loads(line) for line in complete_lines(path)]
+  lines = [line for _, line in complete_lines(path)]
+  for number, line in enumerate(lines, 1):
+    if absent := [name for name in TIMED if name not in line]:
+      raise damaged(path, number, f"it has no {absent[0]}")
+    if wrong := [name for name, value in line.items() if type(value) not in (int, float)]:
+      raise damaged(path, number, f"{wrong[0]} is {line[wrong[0]]!r}, and no number")
+  return lines
 
 
-def complete_lines(path: pathlib.Path) -> list[str]:
-  """Only a line that ends was written whole."""
-  text = path.read_text()
-  return text[: text.rfind("\n") + 1].splitlines()
+def complete_lines(path: pathlib.Path) -> list[tuple[str, dict]]:
+  """The lines of a record of steps, as text and as the object in it. Only a line that ends was written whole.
+
+  Raises:
+    UserError: a line has no step.
+  """
+  return [parse_line(path, number, line) for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
+
+
+def parse_line(path: pathlib.Path, number: int, line: bytes) -> tuple[str, dict]:
+  try:
+    text = line.decode()
+    parsed = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise damaged(path, number, str(error)) from error
+  if not isinstance(parsed, dict) or type(parsed.get("step")) is not int:
+    raise damaged(path, number, "it has no step")
+  return text, parsed
+
+
+def damaged(path: pathlib.Path, number: int, fault: str) -> UserError:
+  return UserError(
+    f"{path}, line {number}: is not a step of a run ({fault}). Bring the file back from a copy, or take the line out."
+  )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -89,9 +88,9 @@ def points_of(lines: Sequence[Mapping], outcome: str) -> tuple[int, list[tuple[i
 
 
 def read_lines(workdir: pathlib.Path) -> list[dict]:
-  """The whole lines of a run's record; none before it has one."""
+  """The whole lines of a run's record; none before it has one. Raises UserError where one is damaged."""
   path = workdir / METRICS
-  return [json.loads(line) for line in complete_lines(path)] if path.exists() else []
+  return [line for _, line in complete_lines(path)] if path.exists() else []
 
 
 def value_of(line: Mapping, field: str) -> float | None:

@@ -9,7 +9,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from flamingo_jax.errors import UserError
 from flamingo_jax.training.metrics import MetricsLog, read_metrics
 
-STEPS = [{"step": step, "loss": 4.0 / step, "loss/pages": 0.1 * step} for step in range(1, 7)]
+TIMES = {"tokens": 8, "seconds": 0.5, "tokens_per_second": 16.0, "input_wait": 0.25}
+STEPS = [{"step": step, "loss": 4.0 / step, "loss/pages": 0.1 * step} | TIMES for step in range(1, 7)]
 
 
 def write(workdir: pathlib.Path, lines: list[dict], resume_step: int = 0) -> None:
@@ -46,8 +47,8 @@ def test_one_line_is_one_step_and_tensorboard_has_the_same_numbers(tmp_path):
 
 def test_a_line_is_on_disk_when_the_step_is_done(tmp_path):
   with MetricsLog(tmp_path, 0) as log:
-    log.write(1, {"loss": 2.0})
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    log.write(1, {"loss": 2.0} | TIMES)
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0} | TIMES]
 
 
 def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
@@ -55,7 +56,7 @@ def test_lines_after_the_checkpoint_are_dropped_on_resume(tmp_path):
   write(tmp_path, STEPS)
   (file,) = (tmp_path / "tensorboard").iterdir()
   file.rename(file.with_name(f"0.{file.name}"))  # names are of the second they were made in: here both the same
-  again = [{"step": step, "loss": -1.0 * step} for step in (5, 6, 7)]
+  again = [{"step": step, "loss": -1.0 * step} | TIMES for step in (5, 6, 7)]
   write(tmp_path, again, resume_step=4)
   assert read_metrics(tmp_path) == STEPS[:4] + again
   assert scalars(tmp_path) == pytest.approx(expected_scalars(STEPS[:4] + again), rel=1e-6)
@@ -116,6 +117,27 @@ def test_a_run_without_a_checkpoint_starts_its_log_over(tmp_path):
   write(tmp_path, STEPS)
   write(tmp_path, STEPS[:2], resume_step=0)
   assert read_metrics(tmp_path) == STEPS[:2]
+
+
+WHOLE = json.dumps(STEPS[0]).encode() + b"\n"
+NO_STEP = [b"", b"\0\0\0", b"\xff\xfe", b"[1]", b'{"step":1,"lo', b'{"loss": 2.0}', b'{"step": "1"}', b"[" * 100_000]
+
+
+@pytest.mark.parametrize("line", NO_STEP, ids=range(len(NO_STEP)))
+def test_a_damaged_line_is_named_and_nothing_is_lost_with_it(tmp_path, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(WHOLE + line + b"\n" + WHOLE)
+  for read in (lambda: read_metrics(tmp_path), lambda: write(tmp_path, [], resume_step=1)):
+    with pytest.raises(UserError, match=rf"^{path}, line 2: is not a step of a run \(.*\)\. Bring the file back"):
+      read()
+    assert path.read_bytes() == WHOLE + line + b"\n" + WHOLE
+
+
+@pytest.mark.parametrize("line", [b'{"step": 1}', json.dumps(STEPS[1] | {"loss": "x"}).encode()])
+def test_a_step_without_its_numbers_is_named(tmp_path, line):
+  (tmp_path / "metrics.jsonl").write_bytes(WHOLE + line + b"\n")
+  with pytest.raises(UserError, match=r"line 2: is not a step of a run \((it has no tokens|loss is 'x')"):
+    read_metrics(tmp_path)
 
 
 def test_a_folder_without_a_log_is_refused(tmp_path):

@@ -396,7 +396,7 @@ def test_a_launch_that_was_left_behind_is_waited_for_while_others_go_on(tmp_path
   said = capsys.readouterr().out
   assert said.count("old: an earlier launch is still at work") == 1
   assert said.count("old: launch 1") == 2 - made
-  assert [line["step"] for line in read_metrics(tmp_path / "trials/old")] == ([2] if made == 2 else [1, 2])
+  assert [line["step"] for line in read_lines(tmp_path / "trials/old")] == ([2] if made == 2 else [1, 2])
 
 
 def test_real_trials_are_stopped_gone_on_with_and_set_side_by_side(small_data, tmp_path):
