@@ -24,8 +24,11 @@ CONFIGURED = ("quickstart", "train", "config", "launch", "sweep", "plan", "evalu
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one verb; what the user can mend is printed as one message, without a stack trace."""
-  given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
   parser = make_parser()
+  try:
+    given, overrides = take_overrides(sys.argv[1:] if arguments is None else arguments)
+  except UserError as error:
+    parser.error(str(error))
   options = parser.parse_args(given)
   if overrides and options.verb not in CONFIGURED:
     parser.error(f"--config.{next(iter(overrides))}: `flamingo {options.verb}` reads no config")
@@ -65,7 +68,11 @@ def exit_code(options) -> int:
 
 
 def take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-  """Separates `--config.field=value` and `--config.field value` from the other arguments."""
+  """Separates `--config.field=value` and `--config.field value` from the other arguments.
+
+  Raises:
+    UserError: there is no field, or no value; what begins with two dashes is none.
+  """
   rest, overrides = [], {}
   remaining = iter(arguments)
   for argument in remaining:
@@ -73,7 +80,11 @@ def take_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
       rest.append(argument)
       continue
     name, equals, value = argument.removeprefix("--config.").partition("=")
-    overrides[name] = value if equals else next(remaining, "")
+    if not all(name.split(".")):
+      raise UserError(f"{argument}: names no field, as --config.optimizer.learning_rate=3e-4 does")
+    if not equals and (value := next(remaining, "--")).startswith("--"):
+      raise UserError(f"{argument}: has no value, as {argument}=3 has")
+    overrides[name] = value
   return rest, overrides
 
 

@@ -2,27 +2,57 @@
 
 import json
 import pathlib
+from collections.abc import Iterator
 
 import yaml
 
 from flamingo_jax.credentials import redacted_config
 from flamingo_jax.errors import UserError
 from flamingo_jax.training.workdir import CONFIG, Change, differing, read_config
-from launch.config import load_config, overridden
+from launch.config import join, load_config, overridden
 
 
 def open_config(path: str, overrides: dict[str, str]) -> dict:
   """What a config file returns, or what a work directory or a folder of an evaluation was made with.
 
   Raises:
-    UserError: it is none of these, or an override names no field.
+    UserError: it is none of these, a field holds what no file can, or an override names no field.
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
-    return load_config(path, overrides)
-  if not (folder / CONFIG).is_file():
+    config = load_config(path, {})
+  elif (folder / CONFIG).is_file():
+    config = read_config(folder / CONFIG)
+  else:
     raise UserError(f"{folder / CONFIG}: missing. Give a config file, or the work directory of a run.")
-  return overridden(read_config(folder / CONFIG), overrides, path)
+  added = [name for name in overrides if not has(config, name)]
+  config = overridden(config, overrides, path)
+  if faults := list(unwritable(config)):
+    raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
+  if added:  # a field that is left out is known from a slip of the pen by what a run would say of it
+    check(config, path)
+  return config
+
+
+def has(config: object, name: str) -> bool:
+  """Whether a config has the field a.b.c."""
+  for part in name.split("."):
+    if not isinstance(config, dict) or part not in config:
+      return False
+    config = config[part]
+  return True
+
+
+def unwritable(value: object, where: str = "") -> Iterator[str]:
+  """One line a field that a work directory could not keep, as JSON."""
+  if isinstance(value, dict):
+    for name, each in value.items():
+      yield from unwritable(each, join(where, str(name)))
+  elif isinstance(value, list | tuple):
+    for each in value:
+      yield from unwritable(each, where)
+  elif value is not None and not isinstance(value, bool | int | float | str):
+    yield f"{where} holds {value!r}; a field is a number, text, None, or a tuple or group of these."
 
 
 def show(path: str, overrides: dict[str, str], *, as_json: bool) -> str:
@@ -61,7 +91,12 @@ def validate(path: str, overrides: dict[str, str]) -> str:
   Raises:
     UserError: every fault of it, one a line.
   """
-  config = open_config(path, overrides)
+  check(open_config(path, overrides), path)
+  return f"{path}: whole. What it names on disk was not opened."
+
+
+def check(config: dict, path: str) -> None:
+  """Raises UserError with every fault of a config, one a line."""
   if "objective" in config:
     from launch.experiment import read_experiment
 
@@ -70,4 +105,3 @@ def validate(path: str, overrides: dict[str, str]) -> str:
     from launch.evaluate import read_evaluation
 
     read_evaluation({name: value for name, value in config.items() if name != "checkpoint"}, path)
-  return f"{path}: whole. What it names on disk was not opened."

@@ -104,10 +104,14 @@ def took(file: TextIO) -> bool:
 
 
 def read_config(path: pathlib.Path) -> dict:
+  """The config that a work directory keeps. Raises UserError where it is damaged."""
   try:
-    return json.loads(path.read_text())
+    config = json.loads(path.read_text())
   except ValueError as error:
     raise UserError(f"{path}: not JSON ({error}). Bring it back from a copy, or choose another --workdir.") from error
+  if not isinstance(config, dict):
+    raise UserError(f"{path}: is a JSON {type(config).__name__}; a config is a group of fields.")
+  return config
 
 
 def write_config(workdir: pathlib.Path, config: dict) -> None:

@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from flamingo_jax.errors import UserError
-from launch.cli import take_overrides
+from launch.cli import main, take_overrides
 from launch.config import build, literal, load_config
 
 
@@ -74,6 +74,26 @@ def test_overrides_are_told_from_other_arguments():
   assert rest == ["train", "--config=c.py", "--workdir", "w"]
   assert overrides == {"seed": "3", "model.dtype": "float32"}
   assert take_overrides(["--config.a.b=c=d"])[1] == {"a.b": "c=d"}
+  assert take_overrides(["--config.a", "-1", "--config.b="])[1] == {"a": "-1", "b": ""}
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--config.seed"], "--config.seed: has no value"),
+    (["--config.seed", "--workdir=w"], "--config.seed: has no value"),
+    (["--config.seed", "--config.total_steps=3"], "--config.seed: has no value"),
+    (["--config.seed", "--", "--on=local"], "--config.seed: has no value"),
+    (["--config.=3"], "--config.=3: names no field"),
+    (["--config.", "3"], "--config.: names no field"),
+    (["--config.optimizer..beta1=3"], "--config.optimizer..beta1=3: names no field"),
+  ],
+)
+@pytest.mark.parametrize("verb", ["train", "config", "demo"])
+def test_an_override_without_a_name_or_a_value_is_refused(verb, arguments, message, capsys):
+  with pytest.raises(SystemExit):
+    main([verb, *arguments])
+  assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_every_override_that_names_nothing_is_said_at_once(mine):

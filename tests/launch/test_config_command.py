@@ -70,6 +70,37 @@ def test_what_is_no_config_is_an_error(tmp_path, capsys):
   assert "no such config file" in printed(capsys, "show", "configs/nothing.py", code=2)
 
 
+@pytest.mark.parametrize("job", [["show"], ["diff", "configs/tiny.py"], ["validate"]])
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [("nosuch", "nosuch: no such field"), ("streams.x", "streams.x is 3"), ("optimizer.beta3", "did you mean opt")],
+)
+def test_an_override_that_names_nothing_is_refused(job, name, message, capsys):
+  assert message in printed(capsys, *job, "configs/tiny.py", f"--config.{name}=3", code=2)
+
+
+def test_a_field_that_a_config_leaves_out_can_be_set(tmp_path, capsys):
+  path = tmp_path / "mine.py"
+  body = ["config = tiny.get_config()", "del config.seed", "return config"]
+  path.write_text("\n  ".join(["from configs import tiny\ndef get_config():", *body]))
+  assert yaml.safe_load(printed(capsys, "show", str(path), "--config.seed=5"))["seed"] == 5
+
+
+@pytest.mark.parametrize("job", [["show"], ["show", "--json"], ["diff", "configs/tiny.py"], ["validate"]])
+@pytest.mark.parametrize("value", ["{2}", "b'x'", "print", "(1, {2})"])
+def test_a_field_that_no_file_can_hold_is_named(tmp_path, capsys, job, value):
+  path = tmp_path / "mine.py"
+  group = f"ConfigDict(dict(a=dict(b={value})))"
+  path.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return {group}")
+  assert f"{path}: a.b holds " in printed(capsys, *job, str(path), code=2)
+
+
+@pytest.mark.parametrize("job", [["show"], ["diff", "configs/tiny.py"], ["validate"]])
+def test_a_work_directory_whose_config_is_no_group_is_refused(tmp_path, capsys, job):
+  (tmp_path / "config.json").write_text("[1]")
+  assert f"{tmp_path / 'config.json'}: is a JSON list" in printed(capsys, *job, str(tmp_path), code=2)
+
+
 def test_a_run_is_reproduced_only_with_the_records_it_had(work, tmp_path, capsys):
   """That of `work` was written without records: any are others."""
   shards = work / "captions"
