@@ -146,7 +146,7 @@ def make_parser() -> argparse.ArgumentParser:
     "flamingo data train-tokenizer --input=data/mine --vocabulary=32000 --out=models/tokenizer",
   )  # fmt: skip
   learn.add_argument("--input", required=True, help="a folder of shards, or of .txt files, or one such file")
-  learn.add_argument("--vocabulary", required=True, type=positive, help="tokens, bytes and two marks among them")
+  learn.add_argument("--vocabulary", required=True, type=positive, help="tokens, bytes and three marks among them")
   learn.add_argument("--out", required=True, help="the folder to write tokenizer.json into")
   small = add(
     jobs, "miniature", "write the digits and the text of configs/miniature",
