@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import language, vision
 
+SCALES = ("norm/", "bias$", "gain$")  # patterns of the paths of what no objective decays; "gain$": NFNets'
+
 
 def training() -> dict:
   """What every objective has."""
@@ -23,7 +25,7 @@ def training() -> dict:
       warmup_steps=5000,
       schedule="constant",  # after warm-up; or "linear" to zero at the last step, "exponential", "cosine" to a tenth
       weight_decay=0.1,
-      no_decay=("^resampler/", "norm/", "bias$", "gate$", "extra_"),  # patterns of parameter paths
+      no_decay=("^resampler/", *SCALES, "gate$", "extra_"),  # patterns of parameter paths
       beta1=0.9,
       beta2=0.999,
       epsilon=1e-8,
@@ -126,7 +128,7 @@ def contrastive() -> ConfigDict:
     ),
     zero_shot=dict(),  # name -> zero_shot(...): pictures that each evaluation classifies
   )
-  config["optimizer"].update(no_decay=("norm/", "bias$", "gain$", "embeddings?$", "^log"))  # "gain$": NFNets'
+  config["optimizer"].update(no_decay=(*SCALES, "embeddings?$", "^log"))
   return ConfigDict(config)
 
 
@@ -142,7 +144,7 @@ def language_model() -> ConfigDict:
       language=language.decoder(extra_tokens=0),  # Flamingo adds its own
     ),
   )
-  config["optimizer"].update(no_decay=("norm/", "bias$"), schedule="cosine")
+  config["optimizer"].update(no_decay=SCALES, schedule="cosine")
   return ConfigDict(config)
 
 

@@ -23,7 +23,8 @@ class OptimizerConfig:
   # fine-tuning, appendix B.2.2) or "cosine" (Chinchilla).
   schedule: str = "constant"
   weight_decay: float = 0.1
-  no_decay: tuple[str, ...] = ("^resampler/", "norm/", "bias$", "gate$", "extra_")  # patterns of parameter paths
+  # Patterns of parameter paths.
+  no_decay: tuple[str, ...] = ("^resampler/", "norm/", "bias$", "gain$", "gate$", "extra_")
   beta1: float = 0.9
   beta2: float = 0.999
   epsilon: float = 1e-8

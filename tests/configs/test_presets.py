@@ -205,6 +205,14 @@ def test_fine_tuning_trains_the_vision_encoder_of_a_preset_at_a_larger_size_and_
 
 
 @pytest.mark.parametrize("name", ["finetune_coco", "finetune_quickstart"])
+def test_fine_tuning_decays_kernels_alone_of_the_vision_encoder(name):
+  run = experiment(name)
+  paths = [path for path in flat(jax.eval_shape(run.objective().initialize, jax.random.key(0))) if "vision/" in path]
+  decays = decayed(run.training.optimizer, paths)
+  assert {path.split("/")[-1] for path in paths if decays[path]} == {"kernel"}
+
+
+@pytest.mark.parametrize("name", ["finetune_coco", "finetune_quickstart"])
 def test_fine_tuning_is_the_papers(name):
   """Appendix B.2.2, and the prompt of the benchmark that is evaluated afterwards; the quickstart's rate is its own."""
   run = experiment(name)
