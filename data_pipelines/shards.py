@@ -106,11 +106,13 @@ def open_shards(directory: pathlib.Path, tolerated: float = 0.0) -> "Shards":
   lost = [shard for shard in shards if isinstance(shard, _LostShard)]
   if sum(shard.records for shard in lost) > tolerated * records:
     raise UserError("\n".join(shard.fault for shard in lost))
-  if not shards or sum(shard.records for shard in shards) != records:
+  if sum(shard.records for shard in shards) != records:
     raise UserError(
       f"{directory / MANIFEST}: its shards hold {sum(shard.records for shard in shards)} records, "
       f"but the manifest says {records}. Build the stream again."
     )
+  if not shards:
+    raise UserError(f"{directory}: has no records. Build the stream again, of something.")
   hashes = "\n".join(entry["sha256"] for entry in entries)
   return Shards(directory, manifest, shards, hashlib.sha256(hashes.encode()).hexdigest())
 

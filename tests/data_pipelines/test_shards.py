@@ -142,6 +142,8 @@ def test_a_truncated_shard_is_named(stream):
   ("change", "message"),
   [
     (lambda manifest: manifest.update(records=26), "25 records, but the manifest says 26"),
+    (lambda manifest: manifest.update(shards=[]), "0 records, but the manifest says 25"),
+    (lambda manifest: manifest.update(shards=[], records=0), r": has no records\. Build the stream again"),
     (lambda manifest: manifest["shards"][0].update(records=11), "holds 10 records; the manifest says 11"),
     (lambda manifest: manifest.update(schema_version=2), "schema version 2; this program reads 1"),
     (lambda manifest: manifest.pop("shards"), "lacks 'shards'"),
