@@ -18,14 +18,15 @@ from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.planning.step import lower_step
 from launch.config import load_config
 from launch.experiment import read_experiment
+from launch.numbers import positive
 from launch.plan_step import streams
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/quickstart.py", help="a Flamingo's (%(default)s)")
-  parser.add_argument("--layers", type=int, nargs="+", default=[12, 24, 48, 96], help="of the language model")
-  parser.add_argument("--every", type=int, default=2, help="a gated layer before every n-th of them (%(default)s)")
+  parser.add_argument("--layers", type=positive, nargs="+", default=[12, 24, 48, 96], help="of the language model")
+  parser.add_argument("--every", type=positive, default=2, help="a gated layer before every n-th of them (%(default)s)")
   options = parser.parse_args()
   print(json.dumps(measure(options.config, options.layers, options.every)))
 
@@ -43,7 +44,7 @@ def measure(config: str, layers: list[int], every: int) -> dict[str, object]:
     lower_s={count: round(lowering, 2) for count, (lowering, _) in found.items()},
     compile_s={count: round(compiling, 2) for count, (_, compiling) in found.items()},
     total_s={count: round(seconds, 2) for count, seconds in total.items()},
-    ratio=round(total[layers[-1]] / total[layers[0]], 2),
+    ratio=round(total[max(layers)] / total[min(layers)], 2),
   )
 
 

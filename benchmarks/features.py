@@ -25,6 +25,7 @@ from flamingo_jax.training.step import initial_state, make_train_step
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
 from launch.features import write_features
+from launch.numbers import positive
 
 CONFIG = "configs/quickstart.py"
 PLAIN = {"streams.pages.colour": "0.0", "streams.captions.colour": "0.0"}
@@ -32,7 +33,9 @@ PLAIN = {"streams.pages.colour": "0.0", "streams.captions.colour": "0.0"}
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--steps", type=int, default=5, help="measured of each kind, after one to compile (%(default)s)")
+  parser.add_argument(
+    "--steps", type=positive, default=5, help="measured of each kind, after one to compile (%(default)s)"
+  )
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of features (%(default)s)")
   parser.add_argument("--folder", help="where 500 MB are free (default: the system's temporary folder)")
   options = parser.parse_args()

@@ -24,6 +24,10 @@ import time
 import traceback
 from collections.abc import Callable
 
+from fuzz_targets import TARGETS
+
+from launch.numbers import positive
+
 SLOW = 1.0  # seconds of CPU time that an input may take
 HANG = 60  # seconds after which libFuzzer ends the run
 MOST_MEMORY = 4096  # MB of the process, libraries and all
@@ -33,9 +37,9 @@ PACKAGES = ("flamingo_jax", "data_pipelines", "launch", "gguf")
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("target", help="one of fuzz_targets.TARGETS")
-  parser.add_argument("--inputs", type=int, default=100_000, help="to run at most (%(default)s)")
-  parser.add_argument("--seconds", type=int, default=300, help="to run at most (%(default)s)")
+  parser.add_argument("target", choices=TARGETS)
+  parser.add_argument("--inputs", type=positive, default=100_000, help="to run at most (%(default)s)")
+  parser.add_argument("--seconds", type=positive, default=300, help="to run at most (%(default)s)")
   parser.add_argument("--corpus", type=pathlib.Path, help="a folder of inputs to begin with, and to grow")
   parser.add_argument("--findings", type=pathlib.Path, default=pathlib.Path("findings"), help="(%(default)s)")
   parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)  # the process that libFuzzer runs in
@@ -97,10 +101,7 @@ def run_within(options: argparse.Namespace) -> None:
   """Never returns: libFuzzer ends the process."""
   import atheris
 
-  sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
   with atheris.instrument_imports(include=list(PACKAGES)):
-    from benchmarks.fuzz_targets import TARGETS
-
     folder = pathlib.Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     target = TARGETS[options.target](folder)
   for number, seed in enumerate(target.seeds):

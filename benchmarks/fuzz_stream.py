@@ -34,6 +34,7 @@ from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream
 from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import Tokenizer, load_tokenizer, save_bpe
+from launch.numbers import number
 
 SIZE = 32  # of pictures, pixels
 PER_SHARD = 250
@@ -45,8 +46,9 @@ STREAMS = dict(
 
 
 def main() -> None:
+  one_a_stream = number(int, lambda records: records >= len(STREAMS), f"at least {len(STREAMS)}")
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--records", type=int, default=10_000, help="of all streams together (%(default)s)")
+  parser.add_argument("--records", type=one_a_stream, default=10_000, help="of all streams together (%(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--folder", help="where 200 MB are free (default: the system's temporary folder)")
   options = parser.parse_args()

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from settings import WRITING, read_settings
+from settings import WRITING, add_settings, at_least, read_settings
 from train_step import make_config, make_start, read_start
 
 from flamingo_jax.inference.decoding import decode
@@ -32,9 +32,8 @@ from flamingo_jax.models.parameters import Parameters, nested
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--config", type=pathlib.Path, help="a JSON file of settings")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-  parser.add_argument("--repeats", type=int, default=5)
+  add_settings(parser)
+  parser.add_argument("--repeats", type=at_least(1), default=5)
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
   parser.add_argument("--start", type=pathlib.Path, help="a folder with weights.safetensors and batch.npz")
   parser.add_argument("--no-uncached", action="store_true", help="leave out the slow comparison")

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 
+from launch.numbers import positive
+
 PROGRAMS = {"help": ("-m", "launch.cli", "--help"), "python": ("-c", "pass")}
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--rounds", type=int, default=10, help="(%(default)s)")
+  parser.add_argument("--rounds", type=positive, default=10, help="(%(default)s)")
   rounds = parser.parse_args().rounds
   taken = [{name: seconds(arguments) for name, arguments in PROGRAMS.items()} for _ in range(rounds)]
   figures = {

@@ -35,7 +35,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 import torch
-import webdataset
 from PIL import Image, ImageOps
 
 from data_pipelines.schema import Example, parse
@@ -45,6 +44,7 @@ from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream, cores
 from data_pipelines.stream_config import StreamConfig
 from data_pipelines.tokenizer import load_tokenizer
+from launch.numbers import positive
 
 DATA = pathlib.Path("data/quickstart")
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
@@ -57,9 +57,11 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--size", type=int, default=320, help="of the square that pictures become, pixels (%(default)s)")
-  parser.add_argument("--pictures", type=int, default=3000)
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--size", type=positive, default=320, help="of the square that pictures become, pixels (%(default)s)"
+  )
+  parser.add_argument("--pictures", type=positive, default=3000)
+  parser.add_argument("--rounds", type=positive, default=5)
   parser.add_argument("--seconds", type=float, default=2.0, help="of a round of each kind (%(default)s)")
   parser.add_argument("--folder", help="where 500 MB are free (default: the system's temporary folder)")
   options = parser.parse_args()
@@ -173,6 +175,8 @@ def write_tars(folder: pathlib.Path, examples: list[Example]) -> None:
 
 def peer(tars: list[str], size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
   """A WebDataset of Pillow pictures through a DataLoader, for ever."""
+  import webdataset  # of this benchmark alone
+
   dataset = (
     webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0)
     .shuffle(1000, initial=100)

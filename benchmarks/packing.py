@@ -4,8 +4,9 @@
 
 Prints one JSON line. Padded rows hold one pair, packed ones as many as fit; both have the same length, number of rows,
 model and real captions, and their steps alternate in one run. `gain_over_config` is against padded rows as short as
-configs/quickstart.py has them, with as many of them as make equally many positions; that cuts a fifth of the captions.
-A step's seconds are those of the device: batches lie ready. Needs what `make train` leaves in data/ and runs/.
+configs/quickstart.py has them, with as many of them as come nearest to equally many positions; that cuts a fifth of the
+captions. A step's seconds are those of the device: batches lie ready. Needs what `make train` leaves in data/ and
+runs/.
 """
 
 import argparse
@@ -23,16 +24,19 @@ from flamingo_jax.training.placing import place_frozen
 from flamingo_jax.training.step import initial_state, make_train_step
 from launch.config import load_config
 from launch.experiment import Experiment, read_experiment
+from launch.numbers import positive
 
 CONFIG = "configs/quickstart.py"
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--length", type=int, default=128, help="tokens of a row (%(default)s)")
-  parser.add_argument("--media", type=int, default=7, help="pairs of a packed row, at most (%(default)s)")
-  parser.add_argument("--rows", type=int, default=4, help="of a batch (%(default)s)")
-  parser.add_argument("--steps", type=int, default=5, help="measured of each kind, after one to compile (%(default)s)")
+  parser.add_argument("--length", type=positive, default=128, help="tokens of a row (%(default)s)")
+  parser.add_argument("--media", type=positive, default=7, help="pairs of a packed row, at most (%(default)s)")
+  parser.add_argument("--rows", type=positive, default=4, help="of a batch (%(default)s)")
+  parser.add_argument(
+    "--steps", type=positive, default=5, help="measured of each kind, after one to compile (%(default)s)"
+  )
   options = parser.parse_args()
   print(json.dumps(measure(options.length, options.media, options.rows, options.steps)))
 
@@ -43,7 +47,7 @@ def measure(length: int, media: int, rows: int, steps: int) -> dict[str, float]:
   kinds = dict(
     padded=dataclasses.replace(plain, length=length, batch_size=rows),
     packed=dataclasses.replace(plain, length=length, batch_size=rows, media=media, pack=True),
-    config=dataclasses.replace(plain, batch_size=rows * length // plain.length),
+    config=dataclasses.replace(plain, batch_size=max(1, round(rows * length / plain.length))),
   )
   batches = {kind: some_batches(experiment, stream, steps + 1) for kind, stream in kinds.items()}
   seconds = alternating_steps(experiment, batches)

@@ -26,6 +26,7 @@ from data_pipelines.build.pages import page_parts
 from data_pipelines.build.pictures import FolderPictures
 from data_pipelines.build.quickstart import PAGES_LICENSE, PAGES_PACKAGE, find_pages
 from data_pipelines.build.settings import BuildSettings
+from launch.numbers import positive
 
 DOWNLOADS = pathlib.Path("data/quickstart/downloads") / PAGES_PACKAGE
 PAGES_A_SHARD = 50  # so that there is work for several workers
@@ -33,8 +34,8 @@ PAGES_A_SHARD = 50  # so that there is work for several workers
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workers", type=int, default=2, help="compared with one (%(default)s)")
-  parser.add_argument("--repeats", type=int, default=2, help="of everything (%(default)s)")
+  parser.add_argument("--workers", type=positive, default=2, help="compared with one (%(default)s)")
+  parser.add_argument("--repeats", type=positive, default=2, help="of everything (%(default)s)")
   options = parser.parse_args()
   logging.disable(logging.WARNING)  # Beam warns of clouds that are not there
   print(json.dumps(measure(find_pages(DOWNLOADS), options.workers, options.repeats)))

@@ -26,6 +26,7 @@ from data_pipelines.shards import open_shards, write_shards
 from data_pipelines.sources import Sources
 from data_pipelines.stream import Stream
 from data_pipelines.stream_config import StreamConfig
+from launch.numbers import number
 from launch.skips import without_skipped
 
 RECORDS = 400  # of a source
@@ -41,7 +42,7 @@ STREAMS = dict(
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--steps", type=int, default=20_000)
+  parser.add_argument("--steps", type=number(int, lambda steps: steps >= POINTS, f"at least {POINTS}"), default=20_000)
   parser.add_argument("--folder", help="where 100 MB are free (default: the system's temporary folder)")
   options = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -58,20 +59,21 @@ def measure(folder: pathlib.Path, steps: int) -> dict:
     for name, config in STREAMS.items()
   }
   batches = without_skipped(mixture(streams, 0), STREAMS, 0, folder / "skipped.jsonl")
+  places = [steps * (point + 1) // POINTS for point in range(POINTS)]
   curve, began, skipped = [], time.perf_counter(), 0
   for step, (_, counts) in enumerate(itertools.islice(batches, steps), 1):
     skipped += sum(counts.values())
-    if step % (steps // POINTS) == 0:
+    if step in places:
       gc.collect()
       curve.append(round(resident_mib(), 1))
-  settled = curve[POINTS // 5 - 1 :]
+  settled, since = curve[POINTS // 5 - 1 :], np.array(places[POINTS // 5 - 1 :])
   return dict(
     steps=steps,
     skipped=skipped,
     resident_mib=curve,
     growth_mib=round(settled[-1] - settled[0], 1),
     growth_share=round(settled[-1] / settled[0] - 1, 4),
-    mib_per_1000_steps=round(float(np.polyfit(np.arange(len(settled)) * steps / POINTS / 1000, settled, 1)[0]), 3),
+    mib_per_1000_steps=round(float(np.polyfit(since / 1000, settled, 1)[0]), 3),
     seconds=round(time.perf_counter() - began, 1),
   )
 

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from settings import STEP, read_settings, step_arguments
 
+from flamingo_jax.interop.descriptions import model_faults
 from flamingo_jax.interop.flamingo_rules import OPENFLAMINGO_IGNORED, open_openflamingo, openflamingo_rules
 from flamingo_jax.interop.rules import assemble, check_tensors
 from flamingo_jax.interop.tensor_files import open_tensors
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def make_config(settings: dict, dtype: str, remat: str = FlamingoConfig.remat) -> FlamingoConfig:
-  return FlamingoConfig(
+  config = FlamingoConfig(
     vision=FeaturesConfig(width=settings["vis_dim"], positions=settings["vis_tokens"]),
     resampler=PerceiverResamplerConfig(
       layers=settings["resampler_depth"],
@@ -86,6 +87,9 @@ def make_config(settings: dict, dtype: str, remat: str = FlamingoConfig.remat) -
     dtype=dtype,
     remat=remat,
   )
+  if faults := model_faults(config):
+    raise SystemExit("\n".join(faults))
+  return config
 
 
 def make_start(settings: dict, config: FlamingoConfig) -> tuple[Parameters, dict]:
