@@ -78,7 +78,7 @@ class Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-  """Records, and all that turns them into batches. `training` turns windows, p_next and augmentation random."""
+  """Records, and all that turns them into batches. `training` turns p_next, clips and augmentation random."""
 
   config: StreamConfig
   sources: Sources
