@@ -42,6 +42,13 @@ def without_timing(lines: list[dict]) -> list[dict]:
   return [untimed(line) for line in lines]
 
 
+def check_losses(found: list[dict], expected: list[dict]) -> None:
+  """Sums are rounded otherwise on other devices, and each step of Adam's first ones doubles what that changes."""
+  for tolerance, steps in ((1e-5, slice(STEPS // 2)), (1e-3, slice(STEPS))):
+    losses = [[line["loss"] for line in lines[steps]] for lines in (found, expected)]
+    np.testing.assert_allclose(*losses, rtol=tolerance)
+
+
 @pytest.fixture(scope="module")
 def straight(quickstart_data, tmp_path_factory) -> pathlib.Path:
   workdir = tmp_path_factory.mktemp("runs") / "straight"
@@ -97,8 +104,7 @@ def test_a_run_reproduced_on_eight_devices_draws_the_same_loss_curve_and_says_wh
   done = flamingo("train", f"--reproduce={straight}", f"--workdir={tmp_path / 'eight'}", devices=8)
   assert done.returncode == DONE, done.stderr
   assert "devices: '1 x cpu' then, '8 x cpu' now" in done.stderr and "packages" not in done.stderr
-  for one, many in zip(metrics(straight), metrics(tmp_path / "eight"), strict=True):
-    assert many["loss"] == pytest.approx(one["loss"], rel=1e-4)
+  check_losses(metrics(tmp_path / "eight"), metrics(straight))
 
 
 def test_two_processes_draw_the_same_loss_curve_and_keep_one_record(straight, tmp_path):
@@ -115,9 +121,8 @@ def test_two_processes_draw_the_same_loss_curve_and_keep_one_record(straight, tm
   assert [process.returncode for process in processes] == [0, 0], errors[0]
   lines = metrics(tmp_path / "two")
   assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-  for one, two in zip(metrics(straight), lines, strict=True):
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
-    assert two["tokens"] == one["tokens"]
+  check_losses(lines, metrics(straight))
+  assert [line["tokens"] for line in lines] == [line["tokens"] for line in metrics(straight)]
   (expected, step, _), (found, found_step, _) = load_trainable(straight), load_trainable(tmp_path / "two")
   assert (step, found_step) == (STEPS, STEPS)
   assert found.keys() == expected.keys()
