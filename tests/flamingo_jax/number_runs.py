@@ -48,7 +48,7 @@ class Recorder:
     poison: batches whose second row has a target that is not finite.
     stop_at: the batch at whose reading this process is asked to stop.
     hang_at: the batch that never comes.
-    slow_at: the batch that takes a second.
+    slow_at: the batch that takes three seconds: far longer than a step, even one that something else holds up.
   """
 
   def __init__(self, fail_at=None, poison=(), stop_at=None, hang_at=None, slow_at=None):
@@ -73,7 +73,7 @@ class Recorder:
       if number == self.hang_at:
         time.sleep(10_000)
       if number == self.slow_at:
-        time.sleep(1)
+        time.sleep(3)
       target = np.full((2, 1), number, np.float32)
       target[1] = np.inf if number in self.poison else number
       batch = dict(target=target, segments=np.asarray([[1, 1, 0], [1, 0, 0]]), tokens=np.zeros((2, 3), np.int32))
