@@ -141,7 +141,7 @@ def choose(members: tuple[type, ...], value: object, where: str, faults: list[st
   groups: list[typing.Any] = [member for member in members if dataclasses.is_dataclass(member)]
   if not groups:  # one value, or a tuple of them
     many = isinstance(value, list | tuple)
-    return next(member for member in members if (typing.get_origin(member) is tuple) == many)
+    return next((member for member in members if (typing.get_origin(member) is tuple) == many), members[0])
   if len(groups) == 1 or not isinstance(value, dict):
     return groups[0]
   families = {member.family: member for member in groups}

@@ -6,6 +6,7 @@ import pytest
 from flamingo_jax.errors import UserError
 from launch.cli import main, take_overrides
 from launch.config import build, literal, load_config
+from launch.experiment import TokenizerConfig
 
 
 def write(tmp_path: pathlib.Path, body: str) -> str:
@@ -226,3 +227,10 @@ def test_a_tuple_field_takes_strings_only(value):
   faults = []
   assert build(Outer, dict(inner=dict(rate=1.0), patterns=value), "", faults) is None
   assert faults == [f"patterns is {value!r}; it is a tuple of strings, such as ('^resampler/',)."]
+
+
+@pytest.mark.parametrize("value", [[1], (), ["a"]])
+def test_several_where_one_or_none_should_be_are_named(value):
+  faults = []
+  build(TokenizerConfig, dict(path="models/mine", bos=value), "tokenizer", faults)
+  assert faults == [f"tokenizer.bos is {value!r}; it is of type int."]
