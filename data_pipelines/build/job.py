@@ -167,7 +167,7 @@ def _pipeline(runner: str, workers: int, more: Sequence[str]) -> beam.Pipeline:
   if runner != DIRECT_RUNNER:
     try:
       options = PipelineOptions([f"--runner={runner}", *more])
-      _call(options.view_as(PortableOptions).job_endpoint)
+      _check_job_server(options.view_as(PortableOptions).job_endpoint)
       return beam.Pipeline(options=options)
     except (ValueError, ImportError) as error:
       raise UserError(f"--runner={runner}: {error}") from error
@@ -179,7 +179,7 @@ def _pipeline(runner: str, workers: int, more: Sequence[str]) -> beam.Pipeline:
   return beam.Pipeline(runner=FnApiRunner(SubprocessSDKEnvironment.from_command_string(command)), options=options)
 
 
-def _call(endpoint: str | None) -> None:
+def _check_job_server(endpoint: str | None) -> None:
   """Raises UserError when no job server answers at an address: Beam would wait for it without a word."""
   if not endpoint or endpoint == "embed":  # Beam's word for a server of its own
     return
