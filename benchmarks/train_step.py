@@ -26,6 +26,7 @@ from flamingo_jax.interop.descriptions import model_faults
 from flamingo_jax.interop.flamingo_rules import OPENFLAMINGO_IGNORED, open_openflamingo, openflamingo_rules
 from flamingo_jax.interop.rules import assemble, check_tensors
 from flamingo_jax.interop.tensor_files import open_tensors
+from flamingo_jax.memory import give_back_freed, use_huge_pages
 from flamingo_jax.models.flamingo import FlamingoConfig, grouped, initialize
 from flamingo_jax.models.gated_cross_attention import GatedCrossAttentionConfig
 from flamingo_jax.models.language.decoder import DecoderConfig
@@ -37,7 +38,6 @@ from flamingo_jax.planning.flops import flamingo_flops, total
 from flamingo_jax.training.objectives import flamingo_objective
 from flamingo_jax.training.optimizer import OptimizerConfig, make_optimizer
 from flamingo_jax.training.step import State, is_trainable, make_train_step
-from launch.memory import use_huge_pages
 
 TRAINABLE = ("^resampler/", "/gated_cross_attention/")
 ADDED = 3  # tokens behind the vocabulary: <image>, <EOC>, <PAD>
@@ -144,6 +144,7 @@ def measure(
   began = time.perf_counter()
   compiled = step.lower(state, frozen, batches).compile()
   compile_seconds, times, losses = time.perf_counter() - began, [], []
+  give_back_freed()  # as `flamingo train` does
   for number in range(warmup + steps):
     began = time.perf_counter()
     state, metrics = compiled(state, frozen, batches)

@@ -11,10 +11,10 @@ from absl import logging
 
 from flamingo_jax.credentials import redacted
 from flamingo_jax.errors import DONE, PEER_LOST, PREEMPTED, USER_FAULT, PeerLost, Preempted, UserError
+from flamingo_jax.memory import use_huge_pages
 from launch.arguments import make_parser
 from launch.data_build import KINDS, build_data
 from launch.extras import what_brings
-from launch.memory import use_huge_pages
 
 BEGAN = time.perf_counter()  # nearly when the process did
 CRASHED, INTERRUPTED = 1, 130  # as Python and shells have it

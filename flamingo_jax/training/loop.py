@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from flamingo_jax.errors import Preempted, UserError
+from flamingo_jax.memory import give_back_freed
 from flamingo_jax.models.parameters import Parameters
 from flamingo_jax.parallel.mesh import make_mesh
 from flamingo_jax.training import crash, goodput
@@ -293,6 +294,7 @@ class Programs:
     streams = tuple(batches)
     if streams not in self.compiled:
       self.compiled[streams] = self.step_function.lower(state, self.held, batches).compile()
+      give_back_freed()
     return self.compiled[streams]
 
 

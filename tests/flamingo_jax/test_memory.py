@@ -1,5 +1,6 @@
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ MODE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 CHILD = """
 import ctypes, os, sys
-from launch.memory import use_huge_pages
+from flamingo_jax.memory import use_huge_pages
 print("began", os.getpid(), flush=True)
 use_huge_pages()
 malloc = ctypes.CDLL(None).malloc
@@ -47,3 +48,30 @@ def test_large_allocations_lie_in_huge_pages_unless_the_user_says_otherwise():
   assert start(tunables="glibc.malloc.arena_max=4")[-1] == "huge [] glibc.malloc.arena_max=4:glibc.malloc.hugetlb=1"
   *began, last = start(tunables="glibc.malloc.hugetlb=0")
   assert len(began) == 1 and last == "small [] glibc.malloc.hugetlb=0"
+
+
+LEFTOVERS = """
+import ctypes, pathlib
+from flamingo_jax.memory import give_back_freed
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def resident():
+  return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+SIZE = 64 << 10  # glibc maps larger ones apart, and gives those back at once
+taken = [libc.malloc(SIZE) for _ in range(2048)]
+for address in taken:
+  ctypes.memset(address, 1, SIZE)
+for address in taken[:-1]:  # the last one holds the heap's end
+  libc.free(address)
+before = resident()
+give_back_freed()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc keeps freed memory")
+def test_freed_memory_between_what_is_in_use_goes_back():
+  environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+  command = [sys.executable, "-c", LEFTOVERS]
+  given_back = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+  assert int(given_back) > 100 << 20  # of 128 MiB
