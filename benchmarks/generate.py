@@ -5,7 +5,9 @@
 The settings are those of settings.py, and the model is that of train_step.py. Prints one JSON line. `--start`
 names a folder with OpenFlamingo's own weights (weights.safetensors) and a batch (batch.npz), whose first row begins the
 prompt: `tokens`, in OpenFlamingo's ids, then agree with what it writes from the same files. Beside our times stands
-what the same cores take to write without a cache, the whole model over the whole text for every token.
+what the same cores take to write without a cache, the whole model over the whole text for every token; and what they
+could write at most, were a token to take no longer than reading the weights once at the rate of a plain sum
+(`memory_bound_tokens_per_s`).
 """
 
 import argparse
@@ -25,7 +27,7 @@ from train_step import make_config, make_start, read_start
 
 from flamingo_jax.inference.decoding import decode
 from flamingo_jax.inference.prefill import prefill
-from flamingo_jax.inference.weights import unroll
+from flamingo_jax.inference.weights import Weights, unroll
 from flamingo_jax.models.flamingo import Flamingo, FlamingoConfig
 from flamingo_jax.models.parameters import Parameters, nested
 
@@ -85,6 +87,8 @@ def measure(settings: dict, config: FlamingoConfig, parameters: Parameters, prom
   first_seconds, seconds = (statistics.median(wall for wall, _, _ in times) for times in (first, whole))
   best_first, best = (min(wall for wall, _, _ in times) for times in (first, whole))
   cpu = statistics.median(cpu for _, cpu, _ in whole)
+  read, rate = bytes_of_a_token(weights), reading_rate()
+  bound = rows * new / (first_seconds + (new - 1) * read / rate)
   tokens = their_ids(whole[-1][2], config.language.vocabulary)
   return dict(
     library=f"flamingo_jax / jax {jax.__version__}",
@@ -98,6 +102,10 @@ def measure(settings: dict, config: FlamingoConfig, parameters: Parameters, prom
     generate_cache_first_token_ms_best=round(1e3 * best_first, 1),
     generate_cache_cpu_s=round(cpu, 3),
     generate_cache_tokens_per_cpu_s=round(rows * new / cpu, 1),
+    memory_gb_per_s=round(rate / 1e9, 1),
+    weights_of_a_token_mb=round(read / 1e6, 1),
+    memory_bound_tokens_per_s=round(bound, 1),
+    share_of_memory_bound=round(rows * new / seconds / bound, 3),
     compile_s=round(compile_seconds, 1),
     parameters=sum(int(np.prod(p.shape)) for p in parameters.values()),
     peak_rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -105,6 +113,25 @@ def measure(settings: dict, config: FlamingoConfig, parameters: Parameters, prom
     tokens_sum=int(tokens.sum()),
     config=settings | dict(model=config.dtype),
   )
+
+
+def bytes_of_a_token(weights: Weights) -> int:
+  """What one step of all rows reads: all but the table of which it looks up rows, and the media's own kernels."""
+  tables = dict(weights.tables)
+  if "unembeddings" in tables:  # else the table is the one of the logits
+    del tables["embeddings"]
+  media = [gated["attention"][name] for gated in weights.gated for name in ("key", "value")]
+  held, of_media = (
+    [leaf.nbytes for leaf in jax.tree.leaves(tree)] for tree in ((tables, weights.layers, weights.gated), media)
+  )
+  return sum(held) - sum(of_media)
+
+
+def reading_rate(size: int = 1 << 28, repeats: int = 20) -> float:
+  """Bytes a second of a sum over an array that no cache holds; the best of some."""
+  numbers, total = jnp.ones(size // 4, jnp.float32), jax.jit(jnp.sum)
+  total(numbers).block_until_ready()
+  return size / min(timed(lambda: np.asarray(total(numbers)))[0] for _ in range(repeats))
 
 
 def measure_uncached(
