@@ -27,6 +27,5 @@ def give_back_freed() -> None:
   glibc keeps what lies between allocations still in use. XLA's compiler leaves half a gigabyte so on CPUs, which a
   process would hold beside its arrays for the rest of a run.
   """
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own
-  if trim:
+  if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):  # no other library has it
     trim(0)
