@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from flamingo_jax.errors import DONE, HUNG, PEER_LOST, PREEMPTED, USER_FAULT
+from flamingo_jax.training.metrics import complete_lines
 from flamingo_jax.training.workdir import LOCK, locked
 
 TICK = 0.05  # seconds between looks at the processes
@@ -252,17 +253,28 @@ def now() -> str:
 
 
 def last_step(metrics: pathlib.Path) -> int:
-  """Of the last whole line of metrics.jsonl; 0 before there is one."""
+  """Of the last whole line of metrics.jsonl; 0 before there is one.
+
+  Raises:
+    UserError: that line is damaged.
+  """
   if not metrics.exists():
     return 0
   with metrics.open("rb") as file:
     size, chunk = file.seek(0, os.SEEK_END), TAIL
     while True:
       file.seek(max(0, size - chunk))
-      lines = file.read().rpartition(b"\n")[0].rpartition(b"\n")
-      if lines[1] or chunk >= size:
-        return json.loads(lines[2])["step"] if lines[2] else 0
+      whole, end, _ = file.read().rpartition(b"\n")
+      _, begin, last = whole.rpartition(b"\n")
+      if begin or chunk >= size:
+        break
       chunk *= 2
+  if not end:
+    return 0
+  with contextlib.suppress(ValueError, TypeError, KeyError):
+    if type(step := json.loads(last)["step"]) is int:
+      return step
+  return complete_lines(metrics)[-1][1]["step"]  # finds the number of the line, and says what is wrong with it
 
 
 @contextlib.contextmanager

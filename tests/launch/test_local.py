@@ -296,6 +296,14 @@ def test_the_last_step_is_that_of_the_last_whole_line(tmp_path):
   assert last_step(path) == 0
 
 
+@pytest.mark.parametrize("damage", ['{"step": 2', "[2]", '{"loss": 2.0}', '{"step": "2"}', "\x00\x00", ""])
+def test_a_damaged_last_line_is_named(tmp_path, damage):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"step": 1}}\n{damage}\n')
+  with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: is not a step of a run"):
+    last_step(path)
+
+
 HOSTILE = [
   "a b",
   "it's",
