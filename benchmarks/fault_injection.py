@@ -32,10 +32,10 @@ from collections.abc import Callable
 
 import numpy as np
 from absl import logging
+from train_arguments import parse_with_overrides
 
 from flamingo_jax.training.checkpoints import load_trainable
 from flamingo_jax.training.metrics import METRICS, read_metrics, untimed
-from launch.cli import take_overrides
 from launch.local import log_folder
 from launch.supervisor import last_step
 
@@ -54,14 +54,12 @@ class Kill:
 
 def main() -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
-  given, overrides = take_overrides(sys.argv[1:])
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--kills", type=int, default=50, help="(%(default)s)")
   parser.add_argument("--steps", type=int, default=300, help="of the run (%(default)s)")
   parser.add_argument("--processes", type=int, default=1, help="of the job (%(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of when to kill (%(default)s)")
-  options = parser.parse_args(given)
-  fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+  options, fields = parse_with_overrides(parser)
   command = ["--config=configs/tiny.py", f"--processes={options.processes}", f"--restarts={options.kills}", *fields]
   command.append(f"--config.total_steps={options.steps}")
   with tempfile.TemporaryDirectory() as folder:

@@ -19,18 +19,16 @@ import sys
 import tempfile
 import time
 
-from launch.cli import take_overrides
+from train_arguments import parse_with_overrides
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 600.0  # seconds
 
 
 def main() -> None:
-  given, overrides = take_overrides(sys.argv[1:])
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/tiny.py", help="(%(default)s)")
-  options = parser.parse_args(given)
-  fields = [f"--config.{name}={value}" for name, value in overrides.items()]
+  options, fields = parse_with_overrides(parser)
   with tempfile.TemporaryDirectory() as folder:
     print(json.dumps(measure(pathlib.Path(folder), options.config, fields)))
 

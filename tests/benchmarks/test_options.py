@@ -36,6 +36,8 @@ def as_scripts(monkeypatch):
     ("fuzz_stream", ["--records", "2"], "argument --records: 2 is not at least 3"),
     ("help_time", ["--rounds", "0"], "argument --rounds: 0 is not at least 1"),
     ("packing", ["--steps", "0"], "argument --steps: 0 is not at least 1"),
+    ("start_up", ["--config.seed"], "--config.seed: has no value, as --config.seed=3 has"),
+    ("fault_injection", ["--config.=3"], "--config.=3: names no field"),
     ("fuzz", ["nosuch"], "argument target: invalid choice: 'nosuch' (choose from"),
   ],
 )
