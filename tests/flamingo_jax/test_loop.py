@@ -5,6 +5,8 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from number_runs import ROOT, Recorder, one_number, run
@@ -180,3 +182,13 @@ def test_flamingo_trains_on_arrays_without_tensorflow(tiny, random_parameters, m
   trained, step, hashes = load_trainable(tmp_path / "run")
   assert (step, hashes) == (8, {"all": "hash"})
   assert trained.keys() | frozen.keys() == parameters.keys()
+
+
+def test_memory_is_handed_back_once_for_each_program(monkeypatch):
+  asked = []
+  monkeypatch.setattr(loop, "give_back_freed", lambda: asked.append(1))
+  programs = loop.Programs(jax.jit(lambda state, held, batches: state + batches["pages"]), {})
+  for _ in range(2):
+    batches = {"pages": jnp.ones(3)}
+    assert programs.of(jnp.zeros(3), batches)(jnp.zeros(3), {}, batches).sum() == 3
+  assert asked == [1]
